@@ -1,0 +1,83 @@
+"""Sentences for bad input, in one form everywhere.
+
+Every message names the parameter, its owner, what it must be and what came instead, in
+scikit-learn's form. Nothing is ever clipped, dropped or cast to make it fit.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+
+def parameter_message(name: str, owner: str, expected: str, got: object) -> str:
+    """Return ``The 'name' parameter of owner must be expected. Got got instead.``"""
+    return f"The {name!r} parameter of {owner} must be {expected}. Got {got!r} instead."
+
+
+def check_real(
+    value: object, name: str, owner: str, *, low: float = 0.0, open_low: bool = False
+) -> float:
+    """Return ``value`` as a float, or refuse it: a finite number at or above ``low``."""
+    expected = f"a finite number {'>' if open_low else '>='} {low:g}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(parameter_message(name, owner, expected, value))
+    number = float(value)
+    if not (low < number < float("inf") or (number == low and not open_low)):
+        raise ValueError(parameter_message(name, owner, expected, value))
+    return number
+
+
+def check_integer(value: object, name: str, owner: str, *, low: int) -> int:
+    """Return ``value`` as an int, or refuse it: a whole number at or above ``low``."""
+    expected = f"an integer >= {low}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(parameter_message(name, owner, expected, value))
+    if int(value) < low:
+        raise ValueError(parameter_message(name, owner, expected, value))
+    return int(value)
+
+
+def check_option(value: object, name: str, owner: str, options: Collection[str]) -> str:
+    """Return ``value``, or refuse it: one of ``options``."""
+    if not isinstance(value, str) or value not in options:
+        listed = ", ".join(repr(option) for option in options)
+        raise ValueError(parameter_message(name, owner, f"one of {listed}", value))
+    return value
+
+
+def sum_tolerance(dtype: torch.dtype) -> float:
+    """How far a row of probabilities may sum from 1: what rounding to ``dtype`` explains."""
+    return 2e-2 if dtype in (torch.bfloat16, torch.float16) else 1e-4
+
+
+def check_probability_rows(rows: Tensor, name: str, owner: str) -> None:
+    """Refuse rows that are not distributions, naming the first bad one.
+
+    Parameters
+    ----------
+    rows : Tensor of shape (M, K)
+        Each row must be finite, non-negative and sum to 1 within :func:`sum_tolerance`.
+    """
+    flat = rows.detach()
+    total = flat.sum(-1, dtype=torch.promote_types(flat.dtype, torch.float32))
+    # Written so that NaN fails every comparison.
+    bad = ~((flat >= 0).all(-1) & ((total - 1).abs() <= sum_tolerance(flat.dtype)))
+    if not bool(bad.any()):
+        return
+    row = int(bad.nonzero()[0, 0])
+    values = flat[row]
+    if not bool(torch.isfinite(values).all()):
+        found = "has NaN or infinite entries"
+    elif bool((values < 0).any()):
+        found = f"has a negative entry, {float(values.min()):g}"
+    else:
+        found = f"sums to {float(total[row]):g}"
+    raise ValueError(
+        f"The {name!r} parameter of {owner} must hold probabilities in every row"
+        f" (non-negative, summing to 1). Row {row} {found}"
+        f" ({int(bad.sum())} of {len(flat)} rows are not probabilities)."
+    )

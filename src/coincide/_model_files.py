@@ -1,0 +1,61 @@
+"""A fitted model on disk: tensors in safetensors, everything else in JSON, no pickle.
+
+Loading reads numbers and text only; nothing in the files can run.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+TENSORS = "model.safetensors"
+DESCRIPTION = "model.json"
+FORMAT = 1
+
+
+class ModelError(ValueError):
+    """A saved model that cannot be read."""
+
+
+def save_model(folder: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
+    """Write both files, each under a temporary name first, so that none is ever half written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    temporary = folder / f".{TENSORS}.part"
+    save_file(held, temporary)
+    temporary.replace(folder / TENSORS)
+    temporary = folder / f".{DESCRIPTION}.part"
+    text = json.dumps({"format": FORMAT, **description}, indent=2, allow_nan=False)
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(folder / DESCRIPTION)
+
+
+def load_model(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors and the description.
+
+    Raises
+    ------
+    ModelError
+        If a file is missing, truncated, or of another format; the sentence names the file.
+    """
+    for name in (TENSORS, DESCRIPTION):
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder} holds no saved model: {name} is missing.")
+    try:
+        tensors = load_file(folder / TENSORS)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"{folder / TENSORS} is corrupt or cut short: {error}.") from error
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{folder / DESCRIPTION} is not readable JSON: {error}.") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise ModelError(
+            f"{folder / DESCRIPTION} is not of model format {FORMAT}; save it again with this version."
+        )
+    return tensors, description

@@ -1,0 +1,232 @@
+"""The command line: arguments in, calls out.
+
+What the commands do is in :mod:`coincide.commands`, which brings PyTorch, NumPy and scikit-learn
+with it and is imported only when a command runs: ``coincide --help`` must not wait for them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn, TypeAlias
+
+from coincide import __version__
+
+SOURCES = """\
+SOURCE is one of:
+  digits          scikit-learn's handwritten digits, which need no file
+  FILE.npy        a 2-D array, one row per point (memory-mapped)
+  FILE.npz        with one 2-D array, or one named features, X or x; labels or y are labels
+  FILE.parquet    numeric columns, or a column of equally long lists such as `embedding`
+  FILE.csv, .tsv  numeric columns, with or without a header row
+  FOLDER          with features.npy (and labels.npy), or with parts *.parquet
+A column `label` holds labels unless --columns names it. Labels are never used for training."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The arguments after the program's name; by default those of the process.
+
+    Returns
+    -------
+    int
+        0 if all went well; 2 for bad input, said in one line on stderr; 130 after Ctrl-C.
+
+    Examples
+    --------
+    >>> from coincide.cli import main
+    >>> main(["--version"])
+    coincide 0.1.0
+    0
+    """
+    given = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = _parser().parse_args(given)
+    except SystemExit as end:  # argparse has printed help, the version or an error
+        return int(end.code or 0)
+    arguments.argv = ["coincide", *given]
+    try:
+        commands = importlib.import_module("coincide.commands")
+        getattr(commands, arguments.command)(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("coincide: stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if "debug" in arguments:
+            raise
+        print(f"coincide: error: {_sentence(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _sentence(error: Exception) -> str:
+    """Return what went wrong in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        place = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{place}."
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line, like every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"coincide: error: {message} (see {self.prog} --help).\n")
+
+
+_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
+def _parser() -> argparse.ArgumentParser:
+    debug = _Parser(add_help=False)
+    # SUPPRESS, so that a command does not reset what was given before its name.
+    debug.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
+    )
+    parser = _Parser(
+        prog="coincide",
+        description="Cluster feature vectors, with a probability for every point and cluster.",
+        parents=[debug],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"coincide {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_cluster(commands, debug)
+    _add_predict(commands, debug)
+    report = _add(commands, debug, "report", "Write the report.html of a run again.", usage="DIR")
+    report.add_argument("folder", metavar="DIR", type=Path, help="the folder of a run")
+    _add(commands, debug, "info", "Print versions, devices, solvers and objectives.")
+    return parser
+
+
+def _add(
+    commands: _Commands,
+    debug: _Parser,
+    name: str,
+    help: str,
+    *,
+    usage: str = "",
+    epilog: str | None = None,
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        usage=f"coincide {name} {usage}".rstrip(),
+        help=help,
+        description=help,
+        epilog=epilog,
+        parents=[debug],
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _add_cluster(commands: _Commands, debug: _Parser) -> None:
+    cluster = _add(
+        commands,
+        debug,
+        "cluster",
+        "Cluster feature vectors; write labels, metrics, the model and a report to a folder.",
+        usage="SOURCE [-k K] [--out DIR] [options]",
+        epilog=SOURCES,
+    )
+    _add_source(cluster)
+    cluster.add_argument(
+        "-k", "--clusters", metavar="K", type=int,
+        help="how many clusters (default: the number of classes, if there are labels)",
+    )  # fmt: skip
+    cluster.add_argument(
+        "--seed", metavar="S", type=int, default=0, help="seed of all randomness (default: 0)"
+    )
+    _add_model(cluster.add_argument_group("model (defaults: those of CollisionClustering)"))
+    output = cluster.add_argument_group("output")
+    output.add_argument(
+        "--out", metavar="DIR", type=Path,
+        help="the folder to write (default: coincide-NAME, where an earlier run is replaced)",
+    )  # fmt: skip
+    output.add_argument(
+        "--overwrite", action="store_true",
+        help="replace an earlier run in --out DIR; other folders that hold files are never touched",
+    )  # fmt: skip
+    _add_output(output)
+    output.add_argument(
+        "--format", choices=("auto", "csv", "parquet"), default="auto",
+        help="of the labels (default: auto, CSV below a million rows)",
+    )  # fmt: skip
+    output.add_argument("--no-report", action="store_true", help="write no report.html")
+
+
+def _add_model(group: argparse._ArgumentGroup) -> None:
+    """Add the estimator's parameters; an option that is not given stays None and is not passed."""
+    for flags, kind, metavar, help in (
+        ("--fairness", float, "LAMBDA", "how strongly cluster sizes follow the prior"),
+        ("--objective", str, "NAME", "cce+, cce or ce+kl (see coincide info)"),
+        ("--solver", str, "NAME", "how pseudo-labels are found (see coincide info)"),
+        ("--network", str, "NAME", "linear or mlp"),
+        ("--init", str, "NAME", "k-means or random"),
+        ("--restarts", int, "N", "initializations, of which the best is kept"),
+        ("--epochs", int, "N", "passes over the rows, at most"),
+        ("--batch-size", int, "N", "rows in a step"),
+        ("--learning-rate", float, "X", "step length of the optimizer"),
+        ("--weight-decay", float, "X", "shrinkage of the weights"),
+        ("--view-dropout", float, "P", "share of features dropped from a row's second view"),
+        ("--view-noise", float, "X", "noise added to a row's second view"),
+        ("--device", str, "NAME", "auto, cpu, cuda, cuda:1, ..."),
+    ):
+        group.add_argument(flags, type=kind, metavar=metavar, help=help)
+
+
+def _add_predict(commands: _Commands, debug: _Parser) -> None:
+    predict = _add(
+        commands,
+        debug,
+        "predict",
+        "Label new rows with the model of a run.",
+        usage="DIR SOURCE [--out FILE] [options]",
+        epilog=SOURCES + "\nBy default the columns that the model was fitted on are read, by name.",
+    )
+    predict.add_argument("folder", metavar="DIR", type=Path, help="the folder of a run")
+    _add_source(predict)
+    output = predict.add_argument_group("output")
+    output.add_argument(
+        "--out", metavar="FILE", type=Path,
+        help="a .csv or .parquet file (default: DIR/predictions.csv, which is replaced)",
+    )  # fmt: skip
+    output.add_argument("--overwrite", action="store_true", help="replace --out FILE")
+    _add_output(output)
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="feature vectors (see below)")
+    parser.add_argument(
+        "--columns", metavar="A,B,...", type=_names, help="the columns of features, in this order"
+    )
+    parser.add_argument("--label-column", metavar="NAME", help="the column of labels, for scores")
+    parser.add_argument("--labels", metavar="FILE", help="a file of labels, for scores")
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--probabilities", action="store_true", help="write all K probabilities of every row"
+    )
+    group.add_argument("--quiet", action="store_true", help="print warnings and errors only")
+
+
+def _names(text: str) -> list[str]:
+    """Split a comma-separated list; a name that holds a comma is put in double quotes."""
+    names = next(csv.reader([text], skipinitialspace=True), [])
+    if not names or "" in names:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a comma-separated list of names")
+    return names

@@ -1,0 +1,586 @@
+"""Cluster feature vectors, with probabilities: the scikit-learn estimator.
+
+A small network is trained on its own exact pseudo-labels (11) with collision cross-entropy (9):
+decisive, fair in the mean, and able to label new data. This file holds manners, not mathematics:
+it checks arguments, starts networks, chooses among restarts by the objective, warns in plain
+words, and saves.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
+
+from coincide._checks import check_integer, check_option, check_real, parameter_message
+from coincide._model_files import ModelError, load_model, save_model
+from coincide.data.scaling import SCALINGS, ScaledRows, Scaling, fit_scaling, row_blocks
+from coincide.data.views import VectorView
+from coincide.methods import CollisionMethod
+from coincide.networks import NETWORKS, build_network, start_from_centers
+from coincide.pseudolabels import OBJECTIVES
+from coincide.pseudolabels.kernels import choose_backend
+from coincide.pseudolabels.problem import Certificate
+from coincide.pseudolabels.solve import check_prior, check_solver
+from coincide.training import EpochRecord, Trainer, TrainingConfig
+
+__all__ = ["ClusteringWarning", "CollisionClustering", "ModelError"]
+
+_OWNER = "CollisionClustering"
+_INITS = ("random", "k-means")
+
+_LABEL_TOL = 0.1  # of a batch's pseudo-labels; a hundredth of it for the reported objective
+_JUDGED_ROWS = 5_000  # on which restarts are compared
+_ENTRIES_PER_RESTART = 500_000
+_MOST_RESTARTS = 10
+_STUCK = 0.98  # of ln K
+_MERGED = 0.9  # cosine between the probabilities of two clusters
+_RESTLESS = 0.1  # share of rows that still change cluster in the last epoch
+
+
+class ClusteringWarning(UserWarning):
+    """The clustering looks wrong: dead or merged clusters, or a loss that never fell."""
+
+
+class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
+    """Clustering with probabilities, by self-labeling with collision cross-entropy.
+
+    Every batch's soft labels minimize ``mean H₂(y, σ) + λ KL(u ‖ ȳ)`` (11) exactly for the
+    network's predictions ``σ``; the network then takes a step on ``-ln σ'·y`` (9) with ``σ'``
+    from a randomly changed view of the same rows. Of several restarts the one with the lowest
+    objective stays; labels of the truth play no part anywhere.
+
+    Parameters
+    ----------
+    n_clusters : int
+        K >= 2, at most the number of rows.
+    objective : {"cce+", "cce"}
+        The fairness term: ``KL(u ‖ ȳ)`` (11) or ``KL(ȳ ‖ u)`` (10).
+    solver : {"interior-point", "em", "projected-gradient"}
+        Of the pseudo-labels; ``"em"`` solves ``"cce+"`` only.
+    fairness : float
+        ``λ``, relative to the mean loss: how closely cluster sizes follow the prior.
+    prior : array of shape (n_clusters,), optional
+        ``u``, the expected shares of the clusters; equal by default.
+    network : {"linear", "mlp"} or torch.nn.Module
+        From scaled features to K logits. A module is copied for every restart with its weights.
+    init : {"random", "k-means"}
+        A linear head starts near zero, or from the directions of K-means' centers.
+    scaling : {"unit-norm", "standard", "none"}
+        Center and bring rows to unit length (embeddings), standardize the columns, or neither.
+    n_init : int or "auto"
+        Restarts. ``"auto"`` makes up to 10 on small data and one from 500,000 rows x clusters.
+    max_epochs : int, optional
+        Passes over the data; by default at least 8, and at least 160 steps.
+    batch_size : int
+        Rows a step. Larger than K several times over, or the batch cannot show every cluster.
+    learning_rate, momentum, weight_decay : float
+        Of stochastic gradient descent. The weight decay sets how soft the predictions stay.
+    view_dropout, view_noise : float
+        The changed view: share of the entries dropped, standard deviation of Gaussian noise.
+    device : str
+        ``"auto"`` takes a GPU if there is one.
+    random_state : int, RandomState or None
+        Decides starts, batches and views; an int repeats a fit exactly on the same machine.
+    callback : callable, optional
+        Called after every epoch with a dict: restart, n_restarts, epoch, n_epochs, loss,
+        live_clusters, changed.
+
+    Attributes
+    ----------
+    labels_ : ndarray of shape (n_rows,)
+        Cluster of each training row, equal to ``predict`` on the same rows.
+    objective_, gap_ : float
+        The objective of the chosen restart under its best labels, on up to 5,000 rows, and the
+        certified gap to the optimum of those labels.
+    restarts_ : list of dict
+        ``seed`` and ``objective`` of each restart.
+    history_ : list of dict
+        The epochs of the chosen restart.
+    n_iter_ : int
+        Its number of epochs.
+    converged_ : bool
+        Whether at most a tenth of the rows changed cluster in the last epoch.
+    mean_label_ : ndarray of shape (n_clusters,)
+        Mean predicted probabilities of the training rows.
+    n_features_in_ : int
+    network_ : torch.nn.Module
+        The trained network, in evaluation mode, on ``device_``.
+    scaling_ : Scaling
+        What is applied to the features before the network.
+
+    Notes
+    -----
+    ``view_dropout`` draws anew for every row, so fitting with integer weights is close to, not
+    the same as, fitting with repeated rows.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from coincide import CollisionClustering
+    >>> X, _ = load_digits(return_X_y=True)
+    >>> model = CollisionClustering(10, n_init=1, random_state=0).fit(X)
+    >>> model.predict_proba(X[:2]).shape
+    (2, 10)
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        objective: str = "cce+",
+        solver: str = "interior-point",
+        fairness: float = 100.0,
+        prior: ArrayLike | None = None,
+        network: str | nn.Module = "linear",
+        init: str = "random",
+        scaling: str = "unit-norm",
+        n_init: int | str = "auto",
+        max_epochs: int | None = None,
+        batch_size: int = 1000,
+        learning_rate: float = 0.3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.1,
+        view_dropout: float = 0.3,
+        view_noise: float = 0.0,
+        device: str = "auto",
+        random_state: int | np.random.RandomState | None = None,
+        callback: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.objective = objective
+        self.solver = solver
+        self.fairness = fairness
+        self.prior = prior
+        self.network = network
+        self.init = init
+        self.scaling = scaling
+        self.n_init = n_init
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.view_dropout = view_dropout
+        self.view_noise = view_noise
+        self.device = device
+        self.random_state = random_state
+        self.callback = callback
+
+    def fit(self, X: ArrayLike, y: None = None, sample_weight: ArrayLike | None = None) -> Self:
+        """Cluster the rows of ``X``.
+
+        Parameters
+        ----------
+        X : array of shape (n_rows, n_features)
+            Any real dtype, finite; a memory map is read batch by batch when it is large.
+        y : None
+            Ignored.
+        sample_weight : array of shape (n_rows,), optional
+            Non-negative; rows of weight 0 play no part in training.
+
+        Returns
+        -------
+        CollisionClustering
+            Itself, fitted.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For unfit parameters, non-finite features, constant features, fewer rows than
+            clusters.
+        """
+        del y
+        config, seeds = self._check_parameters()
+        features = validate_data(self, X, dtype="numeric", ensure_min_samples=1)
+        weights = _check_weights(sample_weight, len(features))
+        used = features if weights is None else features[weights > 0]
+        kept = None if weights is None else weights[weights > 0]
+        self._check_rows(used)
+        self.device_ = _device(self.device)
+        self.scaling_ = fit_scaling(used, self.scaling, kept)
+        self._check_spread(self.scaling_)
+        rows = ScaledRows(used, self.scaling_, self.device_)
+        row_weights = None if kept is None else torch.from_numpy(kept).float().to(self.device_)
+        self._choose(rows, row_weights, config, seeds(rows))
+        self._describe(features)
+        return self
+
+    def partial_fit(
+        self, X: ArrayLike, y: None = None, sample_weight: ArrayLike | None = None
+    ) -> Self:
+        """Take one pass over a chunk of rows, going on from where the last call stopped.
+
+        The first call must bring at least ``n_clusters`` rows; the scaling follows all rows seen.
+
+        Parameters
+        ----------
+        X : array of shape (n_rows, n_features)
+        y : None
+            Ignored.
+        sample_weight : array of shape (n_rows,), optional
+
+        Returns
+        -------
+        CollisionClustering
+            Itself.
+        """
+        del y
+        config, seeds = self._check_parameters()
+        first = not hasattr(self, "_trainer")
+        features = validate_data(self, X, dtype="numeric", reset=first)
+        weights = _check_weights(sample_weight, len(features))
+        chunk = fit_scaling(features, self.scaling, weights)
+        if first:
+            self._check_rows(features)
+            self._check_spread(chunk)
+            self.device_ = _device(self.device)
+            self.scaling_ = chunk
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(check_random_state(self.random_state).randint(2**31)))
+                rows = ScaledRows(features, chunk, self.device_)
+                self.network_ = self._start_network(rows, 0)
+            self._trainer = self._new_trainer(self.network_, config, len(features))
+            self._generator = torch.Generator().manual_seed(seeds(rows)[0])
+            self.n_iter_, self.history_ = 0, []
+        else:
+            self.scaling_ = self.scaling_.merge(chunk)
+        rows = ScaledRows(features, self.scaling_, self.device_)
+        row_weights = (
+            None if weights is None else torch.from_numpy(weights).float().to(self.device_)
+        )
+        loss, _, live = self._trainer.run_epoch(
+            rows, generator=self._generator, weights=row_weights
+        )
+        self.history_.append({"epoch": self.n_iter_, "loss": loss, "live_clusters": live})
+        self.n_iter_ += 1
+        self.labels_ = self.predict(features)
+        return self
+
+    def predict(self, X: ArrayLike) -> NDArray[np.int64]:
+        """Return the most probable cluster of each row, ``(n_rows,)``."""
+        return self._by_block(X, lambda logits: logits.argmax(1))
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float32]:
+        """Return the probability of each cluster for each row, ``(n_rows, n_clusters)``."""
+        return self._by_block(X, lambda logits: torch.softmax(logits, 1))
+
+    def score(self, X: ArrayLike, y: None = None) -> float:
+        """Return minus the objective of these rows under their best labels: higher is better."""
+        del y
+        logits = torch.from_numpy(self._by_block(X, lambda logits: logits))
+        return -self._method(len(logits)).evaluate(logits.to(self.device_)).objective
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``model.safetensors`` and ``model.json`` into a folder, which is made if needed.
+
+        A network of your own is saved by its weights; :meth:`load` then asks for the module.
+        The training rows' ``labels_`` are not part of a model.
+        """
+        check_is_fitted(self, "network_")
+        parameters = self.get_params(deep=False)
+        own = isinstance(self.network, nn.Module)
+        plain = {
+            **parameters,
+            "network": None if own else self.network,
+            "prior": None if self.prior is None else np.asarray(self.prior).tolist(),
+            "random_state": self.random_state if isinstance(self.random_state, int) else None,
+        }
+        plain.pop("callback")
+        tensors = {f"network.{name}": t for name, t in self.network_.state_dict().items()}
+        tensors |= {"scaling.mean": self.scaling_.mean, "scaling.spread": self.scaling_.spread}
+        fitted = {name: getattr(self, name) for name in _SAVED if hasattr(self, name)}
+        if hasattr(self, "mean_label_"):
+            fitted["mean_label_"] = self.mean_label_.tolist()
+        save_model(Path(folder), tensors, {"parameters": plain, "fitted": fitted})
+
+    @classmethod
+    def load(cls, folder: str | Path, *, network: nn.Module | None = None) -> CollisionClustering:
+        """Return a saved model, ready to predict.
+
+        Parameters
+        ----------
+        folder : str or Path
+        network : torch.nn.Module, optional
+            The module whose weights were saved, where it was one of your own.
+
+        Raises
+        ------
+        ModelError
+            If a file is missing or corrupt, or the weights do not fit the network.
+        """
+        tensors, description = load_model(Path(folder))
+        try:
+            parameters, fitted = description["parameters"], description["fitted"]
+            model = cls(**{**parameters, "network": network or parameters["network"]})
+            for name in _SAVED:
+                if name in fitted:
+                    setattr(model, name, fitted[name])
+            if "mean_label_" in fitted:
+                model.mean_label_ = np.asarray(fitted["mean_label_"])
+            model.scaling_ = Scaling(
+                model.scaling, tensors.pop("scaling.mean"), tensors.pop("scaling.spread"), 1.0
+            )
+            model.device_ = _device(model.device)
+            module = model._fresh_network(model.n_features_in_)
+            state = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
+            module.load_state_dict(state)
+        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+            raise ModelError(f"{folder} does not hold a model that fits: {error}") from error
+        model.network_ = module.to(model.device_).eval()
+        return model
+
+    # --- starting and choosing -------------------------------------------------------------
+
+    def _choose(
+        self,
+        rows: ScaledRows,
+        weights: Tensor | None,
+        config: TrainingConfig,
+        seeds: list[int],
+    ) -> None:
+        """Train from every seed and keep the network with the lowest objective."""
+        best: Certificate | None = None
+        self.restarts_ = []
+        for number, seed in enumerate(seeds):
+            with torch.random.fork_rng(
+                devices=[self.device_] if self.device_.type == "cuda" else []
+            ):
+                torch.manual_seed(seed)
+                network = self._start_network(rows, seed)
+                trainer = self._new_trainer(network, config, len(rows))
+                records = trainer.fit(
+                    rows,
+                    generator=torch.Generator().manual_seed(seed),
+                    weights=weights,
+                    on_epoch=self._reporter(number, len(seeds)),
+                )
+            certificate = self._judge(network.eval(), rows, weights)
+            self.restarts_.append({"seed": seed, "objective": certificate.objective})
+            if best is None or certificate.objective < best.objective:
+                best = certificate
+                self.network_, self.history_ = network, [asdict(record) for record in records]
+        assert best is not None
+        self.objective_, self.gap_ = best.objective, best.gap
+        self.n_iter_ = len(self.history_)
+        self.converged_ = bool(self.history_[-1]["changed"] <= _RESTLESS)
+
+    def _reporter(self, number: int, count: int) -> Callable[[EpochRecord], None] | None:
+        callback = self.callback
+        if callback is None:
+            return None
+        return lambda record: callback({"restart": number, "n_restarts": count, **asdict(record)})
+
+    def _judge(self, network: nn.Module, rows: ScaledRows, weights: Tensor | None) -> Certificate:
+        """Return the objective on the same rows for every restart."""
+        few = torch.arange(len(rows))
+        if len(rows) > _JUDGED_ROWS:
+            generator = torch.Generator().manual_seed(0)
+            few = torch.randperm(len(rows), generator=generator)[:_JUDGED_ROWS]
+        with torch.no_grad():
+            logits = network(rows[few])
+        chosen = None if weights is None else weights[few.to(weights.device)]
+        return self._method(len(few)).evaluate(logits, chosen)
+
+    def _start_network(self, rows: ScaledRows, seed: int) -> nn.Module:
+        width = rows[slice(0, 1)].shape[1]
+        network = self._fresh_network(width).to(self.device_)
+        if self.init == "k-means" and isinstance(network, nn.Linear):
+            some = torch.randperm(len(rows))[: 4 * _JUDGED_ROWS]
+            centers = KMeans(self.n_clusters, n_init=1, random_state=seed).fit(
+                rows[some].cpu().numpy()
+            )
+            start_from_centers(network, torch.from_numpy(centers.cluster_centers_))
+        with torch.no_grad():
+            shape = tuple(network.eval()(rows[slice(0, 2)]).shape)
+        if len(shape) != 2 or shape[1] != self.n_clusters:
+            expected = f"a module with {self.n_clusters} logits a row, one for each cluster"
+            raise ValueError(parameter_message("network", _OWNER, expected, f"output {shape}"))
+        return network
+
+    def _fresh_network(self, n_features: int) -> nn.Module:
+        if isinstance(self.network, nn.Module):
+            return copy.deepcopy(self.network)
+        return build_network(self.network, n_features, self.n_clusters)
+
+    def _new_trainer(self, network: nn.Module, config: TrainingConfig, n_rows: int) -> Trainer:
+        view = VectorView(self.view_dropout, self.view_noise)
+        n_solves = config.epochs(n_rows) * config.steps_per_epoch(n_rows)
+        batch = min(config.batch_size, n_rows)
+        return Trainer(network, self._method(batch, n_solves), view, config)
+
+    def _method(self, n_rows: int, n_solves: int = 1) -> CollisionMethod:
+        return CollisionMethod(
+            prior=check_prior(self.prior, self.n_clusters, _OWNER),
+            fairness=float(self.fairness),
+            objective=self.objective,
+            solver=self.solver,
+            label_tol=_LABEL_TOL,
+            backend=choose_backend(n_rows * self.n_clusters * n_solves, self.device_),
+        )
+
+    # --- after training --------------------------------------------------------------------
+
+    def _describe(self, features: NDArray[Any]) -> None:
+        """Set the training rows' labels and say in plain words what looks wrong."""
+        sums, squares = np.zeros(self.n_clusters), np.zeros((self.n_clusters, self.n_clusters))
+        labels = []
+        for logits in self._logits(features):
+            probs = torch.softmax(logits, 1).double()
+            labels.append(logits.argmax(1).cpu().numpy())
+            sums += probs.sum(0).cpu().numpy()
+            squares += (probs.T @ probs).cpu().numpy()
+        self.labels_ = np.concatenate(labels)
+        self.mean_label_ = sums / len(features)
+        self._warn(squares)
+
+    def _warn(self, squares: NDArray[np.float64]) -> None:
+        sizes = np.bincount(self.labels_, minlength=self.n_clusters)
+        dead = np.flatnonzero(sizes == 0)
+        if len(dead):
+            warnings.warn(
+                f"{len(dead)} of {self.n_clusters} clusters are empty ({_some(dead)}). Try fewer"
+                " clusters, more restarts (n_init), or a larger fairness.",
+                ClusteringWarning,
+                stacklevel=4,
+            )
+        norms = np.sqrt(np.diag(squares))
+        cosine = squares / np.maximum(np.outer(norms, norms), np.finfo(float).tiny)
+        pairs = np.argwhere(np.triu(cosine > _MERGED, 1))
+        if len(pairs):
+            named = ", ".join(f"{a} and {b}" for a, b in pairs[:5])
+            warnings.warn(
+                f"Clusters share their rows: {named}{' ...' if len(pairs) > 5 else ''}. There may"
+                " be fewer clusters in the data; try fewer, or more restarts (n_init).",
+                ClusteringWarning,
+                stacklevel=4,
+            )
+        if self.history_[-1]["loss"] > _STUCK * np.log(self.n_clusters):
+            warnings.warn(
+                f"The loss stayed at ln {self.n_clusters}: the predictions are still uniform. Try a"
+                " smaller weight_decay, a larger learning_rate, or another scaling.",
+                ClusteringWarning,
+                stacklevel=4,
+            )
+        if not self.converged_:
+            warnings.warn(
+                f"{self.history_[-1]['changed']:.0%} of the rows still changed cluster in the last"
+                " epoch. Train longer (max_epochs) or with a smaller learning_rate.",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+
+    def _logits(self, features: NDArray[Any]) -> Any:
+        """Yield the logits of the rows, block by block."""
+        network = self.network_.eval()
+        for block in row_blocks(len(features), max(features.shape[1], self.n_clusters)):
+            rows = torch.from_numpy(np.asarray(features[block], np.float32)).to(self.device_)
+            with torch.no_grad():
+                yield network(self.scaling_(rows))
+
+    def _by_block(self, X: ArrayLike, of_logits: Callable[[Tensor], Tensor]) -> NDArray[Any]:
+        check_is_fitted(self, "network_")
+        features = validate_data(self, X, dtype="numeric", reset=False)
+        return np.concatenate([of_logits(z).cpu().numpy() for z in self._logits(features)])
+
+    # --- checks ----------------------------------------------------------------------------
+
+    def _check_parameters(self) -> tuple[TrainingConfig, Callable[[ScaledRows], list[int]]]:
+        """Refuse unfit parameters; return the configuration and how to draw the seeds."""
+        check_integer(self.n_clusters, "n_clusters", _OWNER, low=2)
+        check_option(self.objective, "objective", _OWNER, OBJECTIVES)
+        check_solver(self.solver, self.objective, _OWNER)
+        check_real(self.fairness, "fairness", _OWNER)
+        check_prior(self.prior, self.n_clusters, _OWNER)
+        check_option(self.scaling, "scaling", _OWNER, SCALINGS)
+        check_option(self.init, "init", _OWNER, _INITS)
+        if not isinstance(self.network, nn.Module):
+            check_option(self.network, "network", _OWNER, NETWORKS)
+        if self.init == "k-means" and self.network != "linear":
+            expected = "'random' unless network is 'linear'"
+            raise ValueError(parameter_message("init", _OWNER, expected, self.init))
+        if check_real(self.view_dropout, "view_dropout", _OWNER) >= 1:
+            raise ValueError(
+                parameter_message("view_dropout", _OWNER, "a number below 1", self.view_dropout)
+            )
+        check_real(self.view_noise, "view_noise", _OWNER)
+        config = TrainingConfig(
+            batch_size=check_integer(self.batch_size, "batch_size", _OWNER, low=2),
+            learning_rate=check_real(self.learning_rate, "learning_rate", _OWNER, open_low=True),
+            momentum=check_real(self.momentum, "momentum", _OWNER),
+            weight_decay=check_real(self.weight_decay, "weight_decay", _OWNER),
+            max_epochs=None
+            if self.max_epochs is None
+            else check_integer(self.max_epochs, "max_epochs", _OWNER, low=1),
+        )
+        if self.n_init != "auto":
+            check_integer(self.n_init, "n_init", _OWNER, low=1)
+        return config, self._seeds
+
+    def _seeds(self, rows: ScaledRows) -> list[int]:
+        """Return one seed a restart."""
+        fitting = _ENTRIES_PER_RESTART // (len(rows) * self.n_clusters)
+        count = min(_MOST_RESTARTS, max(1, fitting)) if self.n_init == "auto" else int(self.n_init)
+        drawn = check_random_state(self.random_state).randint(2**31, size=count)
+        return [int(seed) for seed in drawn]
+
+    def _check_rows(self, features: NDArray[Any]) -> None:
+        if len(features) < self.n_clusters:
+            raise ValueError(
+                f"n_samples={len(features)} should be >= n_clusters={self.n_clusters}:"
+                " there cannot be more clusters than rows."
+            )
+
+    @staticmethod
+    def _check_spread(scaling: Scaling) -> None:
+        if not bool((scaling.spread > 0).any()):
+            raise ValueError("All features are constant: there is nothing to cluster by.")
+
+
+_SAVED = ("n_features_in_", "objective_", "gap_", "converged_", "n_iter_", "history_", "restarts_")
+
+
+def _check_weights(weights: ArrayLike | None, n_rows: int) -> NDArray[np.float64] | None:
+    if weights is None:
+        return None
+    vector = np.asarray(weights, np.float64)
+    if vector.ndim == 0:
+        vector = np.full(n_rows, float(vector))
+    if vector.shape != (n_rows,):
+        expected = f"of shape ({n_rows},), one weight a row"
+        raise ValueError(parameter_message("sample_weight", _OWNER, expected, vector.shape))
+    if not (np.isfinite(vector) & (vector >= 0)).all() or not vector.any():
+        raise ValueError(
+            f"The 'sample_weight' parameter of {_OWNER} must be finite, non-negative and not all"
+            " zero."
+        )
+    return vector
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        expected = "'auto' or a device that is there, such as 'cpu' or 'cuda'"
+        raise ValueError(parameter_message("device", _OWNER, expected, name)) from error
+    return device
+
+
+def _some(numbers: NDArray[np.int64]) -> str:
+    return ", ".join(str(n) for n in numbers[:5]) + (" ..." if len(numbers) > 5 else "")

@@ -1,0 +1,5 @@
+"""Where features come from."""
+
+from coincide.data.sources import Source, SourceError, load_source
+
+__all__ = ["Source", "SourceError", "load_source"]

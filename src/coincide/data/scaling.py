@@ -1,0 +1,132 @@
+"""Bring feature vectors to the scale that a fresh network expects, batch by batch.
+
+``"unit-norm"`` centers the columns, gives every row unit length and multiplies by ``√D``: the
+entries have unit variance, and only the direction of a row counts, as it should for embeddings.
+``"standard"`` centers and divides by the standard deviation, column by column. ``"none"`` leaves
+the features as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+SCALINGS = ("unit-norm", "standard", "none")
+
+_ENTRIES_PER_BLOCK = 4_000_000
+_KEPT_ENTRIES = 250_000_000  # 1 GB of float32: below this the scaled rows stay in memory
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """A fitted scaling: what to subtract, what to divide by.
+
+    Attributes
+    ----------
+    kind : {"unit-norm", "standard", "none"}
+    mean, spread : Tensor of shape (D,), float32
+        Weighted mean and standard deviation of the columns the scaling was fitted on.
+    mass : float
+        Sum of the weights of those rows.
+    """
+
+    kind: str
+    mean: Tensor
+    spread: Tensor
+    mass: float
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Return scaled float32 rows; a row that equals the mean becomes zero."""
+        if self.kind == "none":
+            return rows
+        centered = rows - self.mean.to(rows.device)
+        if self.kind == "standard":
+            spread = self.spread.to(rows.device)
+            return centered / torch.where(spread > 0, spread, 1.0)
+        length = torch.linalg.vector_norm(centered, dim=1, keepdim=True)
+        unit = centered / torch.where(length > 0, length, 1.0)
+        return unit * math.sqrt(rows.shape[1])
+
+    def merge(self, other: Scaling) -> Scaling:
+        """Return the scaling of both sets of rows together."""
+        mass = self.mass + other.mass
+        share = other.mass / mass
+        apart = other.mean - self.mean
+        mean = self.mean + share * apart
+        variance = (1 - share) * self.spread**2 + share * other.spread**2
+        spread = (variance + share * (1 - share) * apart**2).sqrt()
+        return Scaling(self.kind, mean, spread, mass)
+
+
+def fit_scaling(
+    features: NDArray[Any], kind: str, weights: NDArray[np.float64] | None = None
+) -> Scaling:
+    """Return the scaling of these features, from one pass in float64.
+
+    Parameters
+    ----------
+    features : array of shape (M, D)
+        Any real dtype; a memory map is read in blocks.
+    kind : {"unit-norm", "standard", "none"}
+    weights : array of shape (M,), optional
+        Non-negative row weights.
+    """
+    width = features.shape[1]
+    total, first, second = 0.0, np.zeros(width), np.zeros(width)
+    # Shifted by one row, so that a large common offset costs no digits.
+    origin = np.asarray(features[0], np.float64)
+    for block in row_blocks(*features.shape):
+        rows = np.asarray(features[block], np.float64) - origin
+        mass = np.ones(len(rows)) if weights is None else weights[block]
+        total += float(mass.sum())
+        first += mass @ rows
+        second += mass @ (rows * rows)
+    mean = first / total
+    spread = np.sqrt(np.maximum(second / total - mean**2, 0))
+    return Scaling(
+        kind,
+        torch.from_numpy((origin + mean).astype(np.float32)),
+        torch.from_numpy(spread.astype(np.float32)),
+        total,
+    )
+
+
+def row_blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Yield slices that cover the rows in blocks of a few million entries."""
+    step = max(1, _ENTRIES_PER_BLOCK // max(columns, 1))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+class ScaledRows:
+    """Feature vectors, scaled, as float32 tensors on a device.
+
+    Scaled once and kept when they fit in memory, else scaled batch by batch (a memory map is
+    then never loaded as a whole).
+    """
+
+    def __init__(self, features: NDArray[Any], scaling: Scaling, device: torch.device) -> None:
+        self._features = features
+        self._scaling = scaling
+        self._device = device
+        self._kept = self._read(slice(None)) if features.size <= _KEPT_ENTRIES else None
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        if self._kept is not None:
+            return self._kept[rows.to(self._device) if isinstance(rows, Tensor) else rows]
+        return self._read(rows)
+
+    def _read(self, rows: Tensor | slice) -> Tensor:
+        index = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
+        block = np.asarray(self._features[index], np.float32)
+        return self._scaling(torch.from_numpy(block).to(self._device))

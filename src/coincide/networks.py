@@ -1,0 +1,49 @@
+"""Networks from feature vectors to logits, and where they start from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+NETWORKS = ("linear", "mlp")
+
+_HIDDEN = 256
+_START_SCALE = 0.1
+
+
+def build_network(kind: str, n_features: int, n_clusters: int) -> nn.Module:
+    """Return a fresh network; its head starts near zero, so that no cluster has a head start.
+
+    Parameters
+    ----------
+    kind : {"linear", "mlp"}
+        One linear layer, or two hidden layers of 256 with batch normalization before it.
+    n_features, n_clusters : int
+        Widths of the input and of the logits.
+    """
+    head = nn.Linear(_HIDDEN if kind == "mlp" else n_features, n_clusters)
+    with torch.no_grad():
+        head.weight.normal_(0, _START_SCALE / head.in_features**0.5)
+        head.bias.zero_()
+    if kind == "linear":
+        return head
+    hidden: list[nn.Module] = []
+    for width in (n_features, _HIDDEN):
+        hidden += [nn.Linear(width, _HIDDEN), nn.BatchNorm1d(_HIDDEN), nn.ReLU()]
+    return nn.Sequential(*hidden, head)
+
+
+def start_from_centers(head: nn.Linear, centers: Tensor) -> None:
+    """Set a linear head to the unit directions of cluster centers, without bias.
+
+    Parameters
+    ----------
+    head : nn.Linear
+        From D features to K logits.
+    centers : Tensor of shape (K, D)
+        In the scaled feature space; a center at the origin gives a zero row.
+    """
+    with torch.no_grad():
+        length = torch.linalg.vector_norm(centers, dim=1, keepdim=True)
+        head.weight.copy_(centers / torch.where(length > 0, length, 1.0))
+        head.bias.zero_()

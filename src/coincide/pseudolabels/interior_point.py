@@ -1,0 +1,152 @@
+"""A structured interior-point method: exact soft labels for (11), (10) and (5).
+
+Primal-dual steps on the KKT conditions, with row gradients ``-g_i - w``, ``w = -Φ'(ȳ)``,
+
+    -g_ik - w_k + ν_i - ζ_ik = 0,   Σ_k y_ik = 1,   y_ik ζ_ik = μ -> 0.
+
+All coupling between rows goes through the mean label. Every row's Hessian is diagonal plus rank
+one and is eliminated in O(K) by the row kernels; what remains is one K×K positive definite
+system for ``s = h ∘ Δȳ``, ``h = Φ''(ȳ)``, here in the symmetric form
+
+    (I + √h (Σ_i ω_i P_i) √h) s/√h = √h Σ_i ω_i P_i r_i,     Δy_i = P_i (r_i - s)
+
+that holds for ``h = 0`` too. Mehrotra's predictor-corrector chooses the centering. The row
+multipliers ``ν`` never appear: the projections ``P_i`` remove every row constant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from coincide.pseudolabels.kernels import RowKernels, StepArrays, row_kernels
+from coincide.pseudolabels.problem import Problem
+
+_TO_BOUNDARY = 0.995
+_CENTERING_POWER = 3
+
+
+@dataclass
+class InteriorPointState:
+    """The iterate, the kernels that hold its work arrays, and the gap it expects."""
+
+    arrays: StepArrays
+    kernels: RowKernels
+    expected_gap: float
+    stalled: bool = False
+
+    @property
+    def labels(self) -> Tensor:
+        """The current labels, strictly inside the simplex."""
+        return self.arrays.y
+
+
+@dataclass(frozen=True)
+class InteriorPoint:
+    """Mehrotra's predictor-corrector on the structured KKT system.
+
+    Parameters
+    ----------
+    warmth : float
+        How far a warm start is moved inside the simplex: ``(1 - warmth) y + warmth/K``.
+    """
+
+    name: ClassVar[str] = "interior-point"
+    objectives: ClassVar[tuple[str, ...]] = ("cce+", "cce", "ce+kl")
+    max_iter: ClassVar[int] = 200
+    check_every: ClassVar[int] = 1
+    warmth: float = field(default=1e-2)
+
+    def start(self, problem: Problem, labels: Tensor | None) -> InteriorPointState:
+        """Return an interior iterate, from the given labels or from uniform ones."""
+        rows = problem.probs if problem.objective.collision else _finite_logs(problem)
+        kernels = row_kernels(
+            problem.backend, rows, problem.weights, collision=problem.objective.collision
+        )
+        y = problem.uniform_labels()
+        if labels is not None:
+            y = torch.lerp(labels, y, self.warmth)
+        slope = (
+            rows / torch.linalg.vecdot(rows, y)[:, None] if problem.objective.collision else rows
+        )
+        multipliers = problem.multipliers(problem.mean_label(y)).to(y.dtype)
+        pull = slope + (multipliers - multipliers.max())
+        zeta = 1 + pull.amax(1, keepdim=True) - pull
+        return InteriorPointState(kernels.load(y, zeta), kernels, float("inf"))
+
+    def step(self, problem: Problem, state: InteriorPointState) -> InteriorPointState:
+        """Take one predictor-corrector step; mark the state when the system breaks down."""
+        kernels, arrays = state.kernels, state.arrays
+        factors = kernels.factor(arrays)
+        mean_label = problem.mean_label(arrays.y)
+        multipliers = problem.multipliers(mean_label)
+        system = _Coupling(factors.gram, problem.curvature(mean_label))
+        if system.broken:
+            state.stalled = True
+            return state
+
+        pull = factors.pull + system.apply(multipliers)
+        shift = multipliers - system.solve(pull)
+        affine = kernels.predict(arrays, shift)
+        length = min(1.0, _limit(-affine.low), _limit(1 + affine.high))
+        # Σ ω (y + αΔy)(ζ + αΔζ) with Δζ/ζ = -1 - Δy/y
+        now = factors.complementarity
+        ahead = (1 - length) * now - length**2 * (affine.first + affine.second)
+        mean = now / (arrays.y.shape[1] * float(problem.weights.sum()))
+        target = mean * min(1.0, max(ahead / now, 0.0)) ** _CENTERING_POWER
+
+        pull = pull + target * affine.center + affine.bend
+        shift = multipliers - system.solve(pull)
+        extents = kernels.correct(arrays, shift, target)
+        length = min(
+            1.0, _TO_BOUNDARY * _limit(-extents.primal), _TO_BOUNDARY * _limit(-extents.dual)
+        )
+        if not length > 0:
+            state.stalled = True
+            return state
+        state.arrays = kernels.advance(arrays, length)
+        state.expected_gap = (1 - length) * now + length * target * arrays.y.shape[1]
+        return state
+
+
+class _Coupling:
+    """The K×K system that ties the rows together through the mean label."""
+
+    def __init__(self, gram: Tensor, curvature: Tensor) -> None:
+        matrix = -gram
+        matrix.fill_diagonal_(0)
+        # The rows of Σ P_i sum to 0: their diagonal follows from the rest without cancellation.
+        matrix.diagonal().copy_(-matrix.sum(1))
+        self._matrix = matrix
+        self._root = curvature.sqrt()
+        system = self._root[:, None] * matrix * self._root
+        system.diagonal().add_(1)
+        self._factor, info = torch.linalg.cholesky_ex(system)
+        self.broken = int(info) != 0
+
+    def apply(self, vector: Tensor) -> Tensor:
+        """Return ``(Σ_i ω_i P_i) vector``."""
+        return self._matrix @ vector
+
+    def solve(self, pull: Tensor) -> Tensor:
+        """Return ``s = h ∘ Δȳ``, the change of the multipliers with opposite sign."""
+        scaled = torch.cholesky_solve((self._root * pull)[:, None], self._factor)[:, 0]
+        return self._root * scaled
+
+
+def _limit(rate: float) -> float:
+    """Return the longest step along which ``1 - step · rate`` stays non-negative."""
+    return 1 / rate if rate > 0 else float("inf")
+
+
+def _finite_logs(problem: Problem) -> Tensor:
+    """Return ``ln σ`` with a cost for ``σ = 0`` that no fairness can outweigh."""
+    logs = problem.probs.log()
+    lowest = logs[torch.isfinite(logs)].min()
+    range_of_multipliers = problem.fairness * (
+        1 - float(problem.prior[problem.prior > 0].log().min())
+    )
+    return torch.where(torch.isfinite(logs), logs, lowest - 10 * (1 + range_of_multipliers))

@@ -1,0 +1,73 @@
+"""Row kernels: the work over the M×K arrays, one contract, several backends.
+
+The solvers are written against :class:`~coincide.pseudolabels.kernels.contract.RowKernels` and
+know no backend. ``torch`` runs on any device and needs no compilation; ``numba`` fuses every
+pass on the CPU and is several times as fast, after a compilation that Numba caches on disk.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from coincide.pseudolabels.kernels.contract import (
+    Extents,
+    Factors,
+    Prediction,
+    RowKernels,
+    StepArrays,
+)
+from coincide.pseudolabels.kernels.dual import dual_rows
+from coincide.pseudolabels.kernels.torch_rows import TorchRows
+
+__all__ = [
+    "Extents",
+    "Factors",
+    "Prediction",
+    "RowKernels",
+    "StepArrays",
+    "available_backends",
+    "choose_backend",
+    "dual_rows",
+    "row_kernels",
+]
+
+# Below this many row-class entries to solve for, loading compiled code costs more than it saves.
+_COMPILE_PAYS = 2_000_000
+
+
+def available_backends() -> tuple[str, ...]:
+    """Return the names of the backends that can run here."""
+    if importlib.util.find_spec("numba") is None:
+        return ("torch",)
+    return ("torch", "numba")
+
+
+def choose_backend(entries: int, device: torch.device) -> str:
+    """Return the backend for so many row-class entries, over all the solves to come.
+
+    The choice depends on sizes and device alone, so a run repeats exactly.
+    """
+    compiled = device.type == "cpu" and "numba" in available_backends()
+    return "numba" if compiled and entries >= _COMPILE_PAYS else "torch"
+
+
+def row_kernels(backend: str, rows: Tensor, weights: Tensor, *, collision: bool) -> RowKernels:
+    """Return the kernels of a backend for these rows.
+
+    Parameters
+    ----------
+    backend : {"torch", "numba"}
+    rows : Tensor of shape (M, K)
+        Probabilities for collision cross-entropy, their logarithms for Shannon's.
+    weights : Tensor of shape (M,)
+    collision : bool
+        Which of the two row losses.
+    """
+    if backend == "numba":
+        from coincide.pseudolabels.kernels.numba_rows import NumbaRows  # noqa: PLC0415
+
+        return NumbaRows(rows, weights, collision=collision)
+    return TorchRows(rows, weights, collision=collision)

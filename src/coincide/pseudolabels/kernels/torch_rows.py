@@ -1,0 +1,139 @@
+"""The row kernels in PyTorch: the reference, for any device.
+
+See :mod:`coincide.pseudolabels.kernels` for the contract.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from coincide.pseudolabels.kernels.contract import Extents, Factors, Prediction, StepArrays
+
+vecdot = torch.linalg.vecdot
+
+
+@dataclass
+class _Rows:
+    """What every row's inverse needs: ``P r = d ∘ (r - β - q γ)`` for ``r`` zero at ``lead``."""
+
+    lead: Tensor  # (M, 1) the class with the largest label
+    gradient: Tensor  # (M, K) minus the gradient of the row loss, zero at lead
+    q: Tensor | None  # (M, K) its rank-one curvature, zero at lead; None for a linear row loss
+    d: Tensor
+    e: Tensor | None
+    denominator: Tensor | float
+    kappa: Tensor | float
+    total: Tensor
+
+    def relative(self, r: Tensor) -> Tensor:
+        """Subtract the leading class's entry: the projection ignores row constants."""
+        return r - r.gather(1, self.lead)
+
+    def scalars(self, r: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return ``β`` and ``γ``."""
+        dr = vecdot(self.d, r)
+        if self.e is None:
+            return dr / self.total, None
+        er = vecdot(self.e, r)
+        beta = (dr - self.kappa * er) / self.total
+        return beta, er / self.denominator - self.kappa * beta
+
+    def project(self, r: Tensor) -> Tensor:
+        """Return ``P r / d``."""
+        beta, gamma = self.scalars(r)
+        out = r - beta[:, None]
+        if gamma is not None and self.q is not None:
+            out.addcmul_(self.q, gamma[:, None], value=-1)
+        return out
+
+
+class TorchRows:
+    """Row kernels of the interior point in plain tensor operations."""
+
+    name = "torch"
+
+    def __init__(self, probs: Tensor, weights: Tensor, *, collision: bool) -> None:
+        self.probs = probs
+        self.weights = weights
+        self.collision = collision
+        self._rows: _Rows | None = None
+
+    def load(self, labels: Tensor, slacks: Tensor) -> StepArrays:
+        """Return the iterate in this backend's layout."""
+        return StepArrays(labels, slacks)
+
+    def gradient(self, labels: Tensor) -> Tensor:
+        """Return minus the gradient of the row losses, ``(M, K)``."""
+        if self.collision:
+            return self.probs / vecdot(self.probs, labels)[:, None]
+        return self.probs
+
+    def factor(self, state: StepArrays) -> Factors:
+        """Factor every row's Hessian and sum what the coupling needs."""
+        y, zeta = state
+        lead = y.argmax(1, keepdim=True)
+        gradient = self.gradient(y)
+        gradient = gradient - gradient.gather(1, lead)
+        d = y / zeta
+        root = self.weights.sqrt()
+        if self.collision:
+            q = gradient
+            e = d * q
+            denominator = 1 + vecdot(e, q)
+            spread = e.sum(1)
+            kappa = spread / denominator
+            total = d.sum(1) - kappa * spread
+            b = d - e * kappa[:, None]
+            self._rows = _Rows(lead, gradient, q, d, e, denominator, kappa, total)
+            scaled_e = e * (root / denominator.sqrt())[:, None]
+            gram = scaled_e.T @ scaled_e
+        else:
+            total = d.sum(1)
+            b = d
+            self._rows = _Rows(lead, gradient, None, d, None, 1.0, 0.0, total)
+            gram = torch.zeros((), dtype=y.dtype, device=y.device)
+        scaled_b = b * (root / total.sqrt())[:, None]
+        gram = gram + scaled_b.T @ scaled_b
+        pull = self._summed(self._rows.project(gradient))
+        complementarity = float(self.weights @ vecdot(y, zeta))
+        return Factors(gram.double(), pull, complementarity)
+
+    def _summed(self, projected: Tensor) -> Tensor:
+        """Return ``Σ_i ω_i d_i ∘ projected_i`` in float64."""
+        assert self._rows is not None
+        return (self.weights @ (self._rows.d * projected)).double()
+
+    def predict(self, state: StepArrays, shift: Tensor) -> Prediction:
+        """Find the affine direction ``Δy/y`` for the right-hand side ``gradient + shift``."""
+        assert self._rows is not None
+        y, zeta = state
+        r = self._rows.relative(self._rows.gradient + (shift - shift.mean()).to(y.dtype))
+        ratio = self._rows.project(r) / zeta
+        self._ratio = ratio
+        low, high = torch.aminmax(ratio)
+        product = y * zeta
+        first = float(self.weights @ vecdot(product, ratio))
+        second = float(self.weights @ vecdot(product, ratio * ratio))
+        center = self._summed(self._rows.project(self._rows.relative(1 / y)))
+        self._bend = zeta * ratio * (1 + ratio)
+        bend = self._summed(self._rows.project(self._rows.relative(self._bend)))
+        return Prediction(float(low), float(high), first, second, center, bend)
+
+    def correct(self, state: StepArrays, shift: Tensor, target: float) -> Extents:
+        """Find the corrected direction, centered on ``y ζ = target``."""
+        assert self._rows is not None
+        y, zeta = state
+        r = self._rows.gradient + (shift - shift.mean()).to(y.dtype) + target / y + self._bend
+        self._primal = self._rows.project(self._rows.relative(r)) / zeta
+        self._dual = target / (y * zeta) + self._bend / zeta - 1 - self._primal
+        return Extents(float(self._primal.min()), float(self._dual.min()))
+
+    def advance(self, state: StepArrays, length: float) -> StepArrays:
+        """Take a step of the given length along the corrected direction."""
+        y, zeta = state
+        y = y * (1 + length * self._primal)
+        zeta = zeta * (1 + length * self._dual)
+        return StepArrays(y / y.sum(1, keepdim=True), zeta)

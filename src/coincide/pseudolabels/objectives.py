@@ -1,0 +1,118 @@
+"""The objectives over soft labels: a row loss, and a coupling of the mean label to the prior.
+
+Every objective here is convex and reads, with row weights ``ω_i`` summing to 1,
+
+    Σ_i ω_i f_i(y_i) + Φ(ȳ),     ȳ = Σ_i ω_i y_i,     y_i in the simplex,
+
+where the row loss ``f_i`` is collision cross-entropy ``-ln σ_i·y_i`` or Shannon's
+``-Σ_k y_ik ln σ_ik``, and the separable coupling ``Φ`` is a Kullback-Leibler divergence to the
+prior ``u`` times the fairness ``λ``. The solvers need of a coupling its value, its slope, its
+curvature and its conjugate; an objective is nothing more than the two names put together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Coupling(Protocol):
+    """A separable convex function ``Φ`` of the mean label ``ȳ``, with ``λ Φ`` in the objective.
+
+    All methods take and return float64 tensors of shape ``(K,)`` or scalars.
+    """
+
+    name: str
+
+    def value(self, mean_label: Tensor, prior: Tensor, fairness: float) -> Tensor:
+        """Return ``Φ(ȳ)``."""
+        ...
+
+    def multipliers(self, mean_label: Tensor, prior: Tensor, fairness: float) -> Tensor:
+        """Return ``w = -Φ'(ȳ)``, the dual variables that a mean label proposes."""
+        ...
+
+    def curvature(self, mean_label: Tensor, prior: Tensor, fairness: float) -> Tensor:
+        """Return ``Φ''(ȳ)``, the diagonal of the Hessian."""
+        ...
+
+    def conjugate(self, multipliers: Tensor, prior: Tensor, fairness: float) -> Tensor:
+        """Return ``sup_a [-w·a - Φ(a)]``, so that ``Φ(ȳ) >= -w·ȳ - conjugate(w)``."""
+        ...
+
+
+@dataclass(frozen=True)
+class ReverseKL:
+    """``λ KL(u ‖ ȳ)``, the fairness term of (11): infinite as soon as a class is empty."""
+
+    name: str = "λ KL(u ‖ ȳ)"
+
+    def value(self, mean_label: Tensor, prior: Tensor, fairness: float) -> Tensor:
+        """Return ``λ Σ u ln(u/ȳ)``; classes with ``u = 0`` count nothing."""
+        return fairness * (torch.xlogy(prior, prior) - torch.xlogy(prior, mean_label)).sum()
+
+    def multipliers(self, mean_label: Tensor, prior: Tensor, fairness: float) -> Tensor:
+        """Return ``w = λ u/ȳ``; 0 where ``u = 0``."""
+        return torch.where(prior > 0, fairness * prior / mean_label, 0.0)
+
+    def curvature(self, mean_label: Tensor, prior: Tensor, fairness: float) -> Tensor:
+        """Return ``λ u/ȳ²``; 0 where ``u = 0``."""
+        return torch.where(prior > 0, fairness * prior / mean_label**2, 0.0)
+
+    def conjugate(self, multipliers: Tensor, prior: Tensor, fairness: float) -> Tensor:
+        """Return ``-λ (1 + Σ u ln(w/λ))`` for ``w > 0``, and 0 when ``λ = 0``."""
+        if fairness == 0:
+            return torch.zeros((), dtype=prior.dtype, device=prior.device)
+        return -fairness * (1 + torch.xlogy(prior, multipliers / fairness).sum())
+
+
+@dataclass(frozen=True)
+class ForwardKL:
+    """``λ KL(ȳ ‖ u)``, the fairness term of (10) and (5): a class may stay empty."""
+
+    name: str = "λ KL(ȳ ‖ u)"
+
+    def value(self, mean_label: Tensor, prior: Tensor, fairness: float) -> Tensor:
+        """Return ``λ Σ ȳ ln(ȳ/u)``; infinite where ``ȳ > 0 = u``, if ``λ > 0``."""
+        if fairness == 0:
+            return torch.zeros((), dtype=prior.dtype, device=prior.device)
+        return (
+            fairness * (torch.xlogy(mean_label, mean_label) - torch.xlogy(mean_label, prior)).sum()
+        )
+
+    def multipliers(self, mean_label: Tensor, prior: Tensor, fairness: float) -> Tensor:
+        """Return ``w = -λ (ln(ȳ/u) + 1)``; finite for every mean label."""
+        if fairness == 0:
+            return torch.zeros_like(prior)
+        smallest = torch.finfo(mean_label.dtype).tiny
+        return -fairness * ((mean_label.clamp_min(smallest) / prior).log() + 1)
+
+    def curvature(self, mean_label: Tensor, prior: Tensor, fairness: float) -> Tensor:
+        """Return ``λ/ȳ``."""
+        return fairness / mean_label
+
+    def conjugate(self, multipliers: Tensor, prior: Tensor, fairness: float) -> Tensor:
+        """Return ``λ ln Σ u e^(-w/λ)``, the conjugate over the simplex."""
+        if fairness == 0:
+            return (-multipliers).amax()
+        return fairness * torch.logsumexp(prior.log() - multipliers / fairness, dim=0)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A named sum of a row loss and a coupling."""
+
+    name: str
+    formula: str
+    collision: bool  # the row loss: collision cross-entropy, or Shannon's
+    coupling: Coupling
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "cce+": Objective("cce+", "mean H₂(y, σ) + λ KL(u ‖ ȳ)  (11)", True, ReverseKL()),
+    "cce": Objective("cce", "mean H₂(y, σ) + λ KL(ȳ ‖ u)  (10)", True, ForwardKL()),
+    "ce+kl": Objective("ce+kl", "mean H(y, σ) + λ KL(ȳ ‖ u)  (5)", False, ForwardKL()),
+}

@@ -1,0 +1,119 @@
+"""One pseudo-label problem: its data, its objective and its certified lower bound.
+
+    minimize  Σ_i ω_i f_i(y_i) + Φ(ȳ)   over soft labels y_i in the simplex
+
+For any multipliers ``w``, weak duality bounds the minimum from below (MATH: the certificate),
+
+    bound(w) = Σ_i ω_i g_i(w) - w·held - conjugate(w),   g_i(w) = min_y [f_i(y) - w·y],
+
+and ``w = -Φ'(ȳ)`` of any feasible labels is a good choice. Objective minus bound is a duality
+gap: the stopping rule of every solver. Rows whose class is known stay fixed: they only add
+``held`` to the mean label and a constant to the loss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from coincide.pseudolabels.kernels import dual_rows
+from coincide.pseudolabels.objectives import Objective
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The free rows of a pseudo-label problem and what the known rows contribute.
+
+    Attributes
+    ----------
+    probs : Tensor of shape (M, K)
+        Predictions of the free rows, float32 or float64.
+    weights : Tensor of shape (M,)
+        Row weights ``ω``; with the mass of the known rows they sum to 1. Same dtype as ``probs``.
+    prior : Tensor of shape (K,), float64
+    fairness : float
+    objective : Objective
+    backend : str
+        The row kernels to use.
+    held : Tensor of shape (K,), float64
+        What the known rows add to the mean label.
+    held_loss : float
+        What the known rows add to the mean row loss.
+    """
+
+    probs: Tensor
+    weights: Tensor
+    prior: Tensor
+    fairness: float
+    objective: Objective
+    backend: str
+    held: Tensor
+    held_loss: float = 0.0
+
+    def to(self, dtype: torch.dtype) -> Problem:
+        """Return the problem with its rows in another precision."""
+        return dataclasses.replace(self, probs=self.probs.to(dtype), weights=self.weights.to(dtype))
+
+    def uniform_labels(self) -> Tensor:
+        """Return labels of ``1/K`` everywhere, the start of every solver."""
+        return torch.full_like(self.probs, 1 / self.probs.shape[1])
+
+    def mean_label(self, labels: Tensor) -> Tensor:
+        """Return ``ȳ`` in float64, known rows included."""
+        return self.weights.double() @ labels.double() + self.held
+
+    def multipliers(self, mean_label: Tensor) -> Tensor:
+        """Return ``w = -Φ'(ȳ)``."""
+        return self.objective.coupling.multipliers(mean_label, self.prior, self.fairness)
+
+    def curvature(self, mean_label: Tensor) -> Tensor:
+        """Return ``Φ''(ȳ)``."""
+        return self.objective.coupling.curvature(mean_label, self.prior, self.fairness)
+
+    def row_losses(self, labels: Tensor) -> Tensor:
+        """Return ``f_i(y_i)`` of every free row; 0 ln 0 = 0."""
+        if self.objective.collision:
+            return -torch.linalg.vecdot(self.probs, labels).log()
+        return -torch.xlogy(labels, self.probs).sum(1)
+
+    def value(self, labels: Tensor) -> float:
+        """Return the objective at ``labels``."""
+        loss = self.weights.double() @ self.row_losses(labels).double()
+        fairness = self.objective.coupling.value(self.mean_label(labels), self.prior, self.fairness)
+        return float(loss + fairness) + self.held_loss
+
+    def lower_bound(self, multipliers: Tensor) -> float:
+        """Return ``bound(w)``: no labels have a smaller objective."""
+        rows = dual_rows(self.probs.double(), multipliers, collision=self.objective.collision)
+        conjugate = self.objective.coupling.conjugate(multipliers, self.prior, self.fairness)
+        bound = self.weights.double() @ rows - multipliers @ self.held - conjugate
+        return float(bound) + self.held_loss
+
+
+class Certificate(NamedTuple):
+    """An objective, a lower bound on its minimum, and the gap between them."""
+
+    objective: float
+    lower_bound: float
+
+    @property
+    def gap(self) -> float:
+        """Objective minus lower bound: 0 at an exact optimum, up to rounding."""
+        return self.objective - self.lower_bound
+
+    def within(self, tol: float) -> bool:
+        """Whether ``gap <= tol · max(1, |objective|)``."""
+        return self.gap <= tol * max(1.0, abs(self.objective))
+
+
+def certify(problem: Problem, labels: Tensor) -> Certificate:
+    """Return the objective at ``labels`` and the bound from the multipliers they propose."""
+    multipliers = problem.multipliers(problem.mean_label(labels))
+    bound = float("-inf")
+    if bool(torch.isfinite(multipliers).all()):
+        bound = problem.lower_bound(multipliers)
+    return Certificate(problem.value(labels), bound)

@@ -1,0 +1,91 @@
+"""Rules that other methods use for pseudo-labels: MIADM's closed form and SeLa's Sinkhorn.
+
+Neither minimizes (5): MIADM's rule minimizes (5) minus ``H(y)``, SeLa's the entropy-regularized
+transport problem behind (4). They answer at once and are judged like every solver, by the
+certified gap of (5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from coincide.pseudolabels.problem import Problem
+
+
+@dataclass
+class RuleState:
+    """Labels that a rule proposed."""
+
+    labels: Tensor
+    expected_gap: float = 0.0
+    stalled: bool = False
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """MIADM's rule: ``y_ik ∝ σ_ik (Σ_j ω_j σ_jk / u_k)^(-1/2)``.
+
+    One sweep of unbalanced Sinkhorn with exponent ½. The prior is uniform in the source; any
+    prior here.
+    """
+
+    name: ClassVar[str] = "closed-form"
+    objectives: ClassVar[tuple[str, ...]] = ("ce+kl",)
+    max_iter: ClassVar[int] = 1
+    check_every: ClassVar[int] = 1
+
+    def start(self, problem: Problem, labels: Tensor | None) -> RuleState:
+        """Start from the predictions themselves; given labels are not used by the rule."""
+        del labels
+        return RuleState(problem.probs)
+
+    def step(self, problem: Problem, state: RuleState) -> RuleState:
+        """Apply the rule once."""
+        column = problem.mean_label(problem.probs)
+        scale = torch.where(column > 0, (problem.prior / column).sqrt(), 0.0)
+        scaled = problem.probs * scale.to(problem.probs.dtype)
+        return RuleState(scaled / scaled.sum(1, keepdim=True), stalled=True)
+
+
+@dataclass(frozen=True)
+class Sinkhorn:
+    """SeLa's rule: scale the rows and columns of ``σ^sharpness`` until the mean label is ``u``.
+
+    Parameters
+    ----------
+    sharpness : float
+        The exponent of the predictions (λ in SeLa: 10 for CIFAR, 25 for ImageNet).
+    marginal_tol : float
+        Largest allowed ``max_k |ȳ_k/u_k - 1|``.
+    """
+
+    sharpness: float = 10.0
+    marginal_tol: float = 1e-3
+    name: ClassVar[str] = "sinkhorn"
+    objectives: ClassVar[tuple[str, ...]] = ("ce+kl",)
+    max_iter: ClassVar[int] = 1000
+    check_every: ClassVar[int] = 50
+
+    def start(self, problem: Problem, labels: Tensor | None) -> RuleState:
+        """Start from the sharpened predictions; given labels are not used by the rule."""
+        del labels
+        empty = (problem.probs.amax(0) <= 0) & (problem.prior > 0)
+        if bool(empty.any()):
+            raise ValueError(
+                "The 'sinkhorn' solver needs a positive prediction in every class that the prior"
+                f" wants. Got none in class {int(empty.nonzero()[0, 0])}; use 'interior-point'."
+            )
+        return RuleState(torch.softmax(self.sharpness * problem.probs.log(), 1))
+
+    def step(self, problem: Problem, state: RuleState) -> RuleState:
+        """Scale the columns to the prior, then the rows to 1, in the log domain."""
+        column = problem.mean_label(state.labels)
+        scale = torch.where(problem.prior > 0, (problem.prior / column).log(), -torch.inf)
+        labels = torch.softmax(state.labels.log() + scale.to(state.labels.dtype), 1)
+        off = (problem.mean_label(labels) / problem.prior - 1).abs()
+        done = bool(off[problem.prior > 0].max() <= self.marginal_tol)
+        return RuleState(labels, stalled=done)

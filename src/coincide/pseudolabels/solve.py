@@ -1,0 +1,306 @@
+"""Soft pseudo-labels, found exactly: the public function, its choices and its result.
+
+    minimize  mean_i f(y_i, σ_i) + λ · KL between ȳ and u     over soft labels y_i in the simplex
+
+The arguments are checked here, once; then the rows with a known class and the classes that the
+prior forbids are taken out, and what remains is a :class:`Problem` for the solver's loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from coincide._checks import (
+    check_integer,
+    check_option,
+    check_probability_rows,
+    check_real,
+    parameter_message,
+)
+from coincide.pseudolabels.em import ExpectationMaximization
+from coincide.pseudolabels.interior_point import InteriorPoint
+from coincide.pseudolabels.kernels import choose_backend
+from coincide.pseudolabels.objectives import OBJECTIVES
+from coincide.pseudolabels.problem import Certificate
+from coincide.pseudolabels.projected_gradient import ProjectedGradient
+from coincide.pseudolabels.reduction import UNKNOWN, Reduction, reduce_problem
+from coincide.pseudolabels.rules import ClosedForm, Sinkhorn
+from coincide.pseudolabels.solver import Outcome, Solver, run_solver
+
+_OWNER = "solve_pseudo_labels"
+
+SOLVERS: dict[str, Solver] = {
+    "interior-point": InteriorPoint(),
+    "em": ExpectationMaximization(),
+    "projected-gradient": ProjectedGradient(),
+    "closed-form": ClosedForm(),
+    "sinkhorn": Sinkhorn(),
+}
+
+A = TypeVar("A", NDArray[np.floating], Tensor)
+
+
+@dataclass(frozen=True)
+class PseudoLabels(Generic[A]):
+    """Soft labels and the certificate that says how good they are.
+
+    Attributes
+    ----------
+    labels : array or tensor of shape (M, K)
+        Rows on the simplex, in the floating type of the predictions (float32 for half types).
+    objective : float
+        The objective at the labels, before any rounding to that type.
+    lower_bound : float
+        No labels have a smaller objective.
+    gap : float
+        ``objective - lower_bound``.
+    n_iter : int
+        Steps of the solver.
+    converged : bool
+        Whether ``gap <= tol · max(1, |objective|)``.
+    mean_label : array or tensor of shape (K,), float64
+        ``ȳ``, weighted, known rows included.
+    solver : str
+        The name of the solver.
+    """
+
+    labels: A
+    objective: float
+    lower_bound: float
+    gap: float
+    n_iter: int
+    converged: bool
+    mean_label: A
+    solver: str
+
+
+def solve_pseudo_labels(
+    probs: A,
+    *,
+    prior: A | None = None,
+    fairness: float = 100.0,
+    objective: str = "cce+",
+    solver: str | Solver = "interior-point",
+    known: NDArray[np.integer] | Tensor | None = None,
+    init: A | PseudoLabels[A] | None = None,
+    tol: float = 1e-6,
+    max_iter: int | None = None,
+    sample_weight: A | None = None,
+) -> PseudoLabels[A]:
+    """Find the soft labels that minimize a self-labeling objective for fixed predictions.
+
+    ``"cce+"`` (11) is ``mean_i -ln σ_i·y_i + λ KL(u ‖ ȳ)``, ``"cce"`` (10) has ``λ KL(ȳ ‖ u)``
+    instead, ``"ce+kl"`` (5) that and Shannon's cross-entropy. All are convex in ``y``.
+
+    Parameters
+    ----------
+    probs : array or tensor of shape (M, K)
+        Predictions ``σ``: rows of probabilities, K >= 2, M >= 1. Zeros are met exactly.
+    prior : array or tensor of shape (K,), optional
+        ``u``; uniform by default. A class of prior 0 is empty under ``"cce"`` and ``"ce+kl"``,
+        and free under ``"cce+"``.
+    fairness : float
+        ``λ >= 0``, relative to the mean loss (the printed Algorithm 1 means ``λ/M``).
+    objective : {"cce+", "cce", "ce+kl"}
+    solver : {"interior-point", "em", "projected-gradient", "closed-form", "sinkhorn"} or Solver
+        ``"em"`` solves (11) only; ``"closed-form"`` (MIADM) and ``"sinkhorn"`` (SeLa) are rules
+        judged by (5). A pair that does not fit is refused.
+    known : integer array or tensor of shape (M,), optional
+        Class ids of the rows whose label is held at the truth; -1 elsewhere.
+    init : array or tensor of shape (M, K), or PseudoLabels, optional
+        Labels to start from.
+    tol : float
+        Stop at a certified gap of ``tol · max(1, |objective|)``.
+    max_iter : int, optional
+        Most steps; by default the solver's own limit.
+    sample_weight : array or tensor of shape (M,), optional
+        Non-negative weights of the rows in both means.
+
+    Returns
+    -------
+    PseudoLabels
+        NumPy in, NumPy out; tensor in, tensor out, on its device.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For predictions, a prior or labels that are not probabilities (by row), shapes that do
+        not fit, and an unfit pair of solver and objective.
+
+    Notes
+    -----
+    The work is done in float64. Nothing is differentiated: the labels carry no graph.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> probs = np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.7, 0.3]])
+    >>> found = solve_pseudo_labels(probs, fairness=100.0)
+    >>> found.labels.argmax(1), found.converged
+    (array([0, 0, 1, 1]), True)
+    >>> bool(found.gap < 1e-6)
+    True
+    """
+    check_option(objective, "objective", _OWNER, OBJECTIVES)
+    chosen = check_solver(solver, objective, _OWNER)
+    rows = _check_predictions(probs)
+    n_rows, n_classes = rows.shape
+    work = rows.double()
+    reduction = reduce_problem(
+        work,
+        prior=check_prior(prior, n_classes, _OWNER).to(work.device),
+        fairness=check_real(fairness, "fairness", _OWNER),
+        objective=objective,
+        backend=choose_backend(work.numel(), work.device),
+        known=_check_known(known, n_rows, n_classes, work.device),
+        weights=_check_weights(sample_weight, n_rows, work.device),
+    )
+    start = _check_init(init, rows)
+    limit = chosen.max_iter if max_iter is None else max_iter
+    outcome, certificate = _run(
+        chosen,
+        reduction,
+        start,
+        tol=check_real(tol, "tol", _OWNER),
+        max_iter=check_integer(limit, "max_iter", _OWNER, low=1),
+    )
+    full = reduction.expand(outcome.labels)
+    half = rows.dtype not in (torch.float32, torch.float64)
+    labels = full.to(torch.float32 if half else rows.dtype)
+    mean_label = reduction.weights.double() @ full
+    as_tensor = isinstance(probs, Tensor)
+    return PseudoLabels(
+        labels=labels if as_tensor else labels.numpy(),  # type: ignore[arg-type]
+        objective=certificate.objective,
+        lower_bound=certificate.lower_bound,
+        gap=certificate.gap,
+        n_iter=outcome.n_iter,
+        converged=outcome.converged,
+        mean_label=mean_label if as_tensor else mean_label.numpy(),  # type: ignore[arg-type]
+        solver=chosen.name,
+    )
+
+
+def _run(
+    solver: Solver, reduction: Reduction, start: Tensor | None, *, tol: float, max_iter: int
+) -> tuple[Outcome, Certificate]:
+    """Run the solver on the free part; with every row known there is nothing to solve."""
+    problem = reduction.problem
+    if problem.probs.shape[0] == 0:
+        value = problem.value(problem.probs)
+        certificate = Certificate(value, value)
+        return Outcome(problem.probs, 0, True, certificate), certificate
+    labels = None if start is None else reduction.restrict(start)
+    outcome = run_solver(solver, problem, labels, tol=tol, max_iter=max_iter)
+    assert outcome.certificate is not None
+    return outcome, outcome.certificate
+
+
+def check_solver(solver: object, objective: str, owner: str) -> Solver:
+    """Return the solver of that name, or refuse a pair that does not fit."""
+    chosen: object = solver
+    if isinstance(solver, str):
+        chosen = SOLVERS[check_option(solver, "solver", owner, SOLVERS)]
+    if not all(hasattr(chosen, part) for part in ("name", "objectives", "start", "step")):
+        raise TypeError(parameter_message("solver", owner, "a name or a solver", solver))
+    fitting: Solver = chosen  # type: ignore[assignment]
+    if objective not in fitting.objectives:
+        solves = ", ".join(repr(name) for name in fitting.objectives)
+        others = ", ".join(
+            repr(name) for name, other in SOLVERS.items() if objective in other.objectives
+        )
+        raise ValueError(
+            f"The solver {fitting.name!r} of {owner} does not fit the objective {objective!r}:"
+            f" it solves {solves}. For {objective!r} choose one of {others}."
+        )
+    return fitting
+
+
+def check_prior(prior: object, n_classes: int, owner: str) -> Tensor:
+    """Return the prior as float64, uniform by default, or refuse what is no distribution."""
+    if prior is None:
+        return torch.full((n_classes,), 1 / n_classes, dtype=torch.float64)
+    vector = _real_tensor(prior, "prior", owner)
+    if vector.shape != (n_classes,):
+        expected = f"of shape ({n_classes},), one entry a class"
+        raise ValueError(parameter_message("prior", owner, expected, tuple(vector.shape)))
+    check_probability_rows(vector[None], "prior", owner)
+    double = vector.double()
+    return double / double.sum()
+
+
+def _check_predictions(probs: object) -> Tensor:
+    """Return predictions as a detached tensor of shape (M, K), or refuse them by row."""
+    rows = _real_tensor(probs, "probs", _OWNER)
+    if rows.ndim != 2:
+        expected = "of shape (n_rows, n_classes)"
+        raise ValueError(parameter_message("probs", _OWNER, expected, tuple(rows.shape)))
+    if rows.shape[0] < 1 or rows.shape[1] < 2:
+        expected = "an array with at least 1 row and 2 classes"
+        raise ValueError(parameter_message("probs", _OWNER, expected, tuple(rows.shape)))
+    check_probability_rows(rows, "probs", _OWNER)
+    return rows
+
+
+def _check_known(known: object, n_rows: int, n_classes: int, device: torch.device) -> Tensor | None:
+    """Return the class ids with -1 for unknown rows, or None if no row is known."""
+    if known is None:
+        return None
+    ids = known if isinstance(known, Tensor) else torch.as_tensor(np.asarray(known))
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise TypeError(
+            parameter_message("known", _OWNER, "an array of integer class ids", str(ids.dtype))
+        )
+    if ids.shape != (n_rows,):
+        expected = f"of shape ({n_rows},), one id a row"
+        raise ValueError(parameter_message("known", _OWNER, expected, tuple(ids.shape)))
+    outside = (ids < UNKNOWN) | (ids >= n_classes)
+    if bool(outside.any()):
+        row = int(outside.nonzero()[0, 0])
+        raise ValueError(
+            f"The 'known' parameter of {_OWNER} must hold class ids from 0 to {n_classes - 1},"
+            f" or -1 where the class is unknown. Got {int(ids[row])} in row {row}."
+        )
+    return None if bool((ids == UNKNOWN).all()) else ids.long().to(device)
+
+
+def _check_weights(weights: object, n_rows: int, device: torch.device) -> Tensor | None:
+    """Return row weights as float64, or refuse negative, non-finite or all-zero ones."""
+    if weights is None:
+        return None
+    vector = _real_tensor(weights, "sample_weight", _OWNER).double()
+    if vector.shape != (n_rows,):
+        expected = f"of shape ({n_rows},), one weight a row"
+        raise ValueError(parameter_message("sample_weight", _OWNER, expected, tuple(vector.shape)))
+    if not bool((torch.isfinite(vector) & (vector >= 0)).all()) or not bool(vector.any()):
+        expected = "finite, non-negative and not all zero"
+        raise ValueError(f"The 'sample_weight' parameter of {_OWNER} must be {expected}.")
+    return vector.to(device)
+
+
+def _check_init(init: object, rows: Tensor) -> Tensor | None:
+    """Return the labels to start from as float64 on the device of the predictions."""
+    if init is None:
+        return None
+    labels = _real_tensor(init.labels if isinstance(init, PseudoLabels) else init, "init", _OWNER)
+    if labels.shape != rows.shape:
+        expected = f"of the shape of probs, {tuple(rows.shape)}"
+        raise ValueError(parameter_message("init", _OWNER, expected, tuple(labels.shape)))
+    check_probability_rows(labels, "init", _OWNER)
+    return labels.to(rows.device, torch.float64)
+
+
+def _real_tensor(value: object, name: str, owner: str) -> Tensor:
+    """Return a floating tensor that carries no graph; lists and NumPy arrays become one."""
+    tensor = value.detach() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(
+            parameter_message(name, owner, "an array of real numbers", str(tensor.dtype))
+        )
+    return tensor if tensor.is_floating_point() else tensor.double()

@@ -1,0 +1,411 @@
+"""The labels file of a run folder: one line a row, written and read in blocks.
+
+A hundred million rows must pass through without being held at once, so the page never reads the
+file whole either: one pass fills a summary of fixed size (counts, histograms, extreme rows).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+from numpy.typing import ArrayLike, NDArray
+
+from coincide._checks import check_option
+from coincide.report.run_folder import LABELS_CSV, LABELS_PARQUET, replacing
+
+PARQUET_FROM_ROWS = 1_000_000
+BLOCK_VALUES = 4_000_000  # numbers in memory at a time while writing
+N_BINS = 40
+N_EXTREMES = 10
+# How far the largest of K probabilities may leave [1/K, 1], and their entropy [0, ln K]: what
+# half-precision probabilities explain.
+ROUNDING = 2e-2
+TYPES = {  # as read back for the page
+    "row": pa.int64(),
+    "cluster": pa.int64(),
+    "confidence": pa.float64(),
+    "entropy": pa.float64(),
+}
+
+# Values of one real dtype, known only at run time.
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """A few rows at one end of the scale of confidence, the outermost first."""
+
+    row: Array
+    cluster: Array
+    confidence: Array
+    entropy: Array
+
+    @classmethod
+    def nothing(cls) -> Extremes:
+        """Return no rows."""
+        return cls(np.empty(0, int), np.empty(0, int), np.empty(0), np.empty(0))
+
+    def joined(self, block: Extremes, sign: int) -> Extremes:
+        """Return the outermost rows of both: the most certain for sign -1, the least for 1.
+
+        Equal confidence is settled by entropy, equal entropy by the earlier row.
+        """
+        row, cluster, confidence, entropy = (
+            np.concatenate([getattr(self, name), getattr(block, name)]) for name in TYPES
+        )
+        keep = _smallest(N_EXTREMES, [sign * confidence, -sign * entropy, row])
+        return Extremes(row[keep], cluster[keep], confidence[keep], entropy[keep])
+
+
+@dataclass(frozen=True)
+class LabelSummary:
+    """What the page says about a labels file of any length.
+
+    Attributes
+    ----------
+    sizes : ndarray of shape (K,)
+        Rows in each cluster.
+    mean_confidence, mean_entropy : float
+        Over all rows.
+    confidence_counts, entropy_counts : ndarray of shape (N_BINS,)
+        Histograms over [1/K, 1] and [0, ln K].
+    most_certain, least_certain : Extremes
+        The rows at both ends.
+    """
+
+    sizes: NDArray[np.int64]
+    mean_confidence: float
+    mean_entropy: float
+    confidence_counts: NDArray[np.int64]
+    entropy_counts: NDArray[np.int64]
+    most_certain: Extremes
+    least_certain: Extremes
+
+    @property
+    def n_rows(self) -> int:
+        """The number of rows, M."""
+        return int(self.sizes.sum())
+
+    @property
+    def n_clusters(self) -> int:
+        """The number of clusters, K."""
+        return len(self.sizes)
+
+
+def write_labels(
+    folder: str | Path,
+    clusters: ArrayLike,
+    confidence: ArrayLike,
+    entropy: ArrayLike,
+    probabilities: ArrayLike | None = None,
+    *,
+    format: str = "auto",
+) -> Path:
+    r"""Write ``labels.csv`` or ``.parquet``: row, cluster, confidence, entropy[, p0, p1, ...].
+
+    Parameters
+    ----------
+    folder : path
+        The run folder; made if it is not there.
+    clusters : array-like of shape (M,)
+        The cluster of each row, integers from 0.
+    confidence, entropy : array-like of shape (M,)
+        The largest predicted probability of each row, and the entropy of its K probabilities in
+        nats.
+    probabilities : array-like of shape (M, K), optional
+        Written as columns p0, p1, ... if given. A memory map is read in blocks.
+    format : {"auto", "csv", "parquet"}
+        "auto" is Parquet from 1,000,000 rows.
+
+    Returns
+    -------
+    Path
+        The file written, whole or not at all. A labels file of the other format in the folder is
+        stale from then on, and is removed.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit, no rows, negative clusters, or NaN and infinity anywhere.
+    TypeError
+        For clusters that are not integers, or values that are not real numbers.
+
+    Notes
+    -----
+    Numbers keep their dtype and are written so that they read back equal; float16, which CSV
+    knows nothing of, is written as float32.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from coincide.report import write_labels
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = write_labels(folder, [1, 0], [0.75, 0.5], [0.5625, 0.6875])
+    ...     print(path.name, path.read_text(), sep="\n")
+    labels.csv
+    "row","cluster","confidence","entropy"
+    0,1,0.75,0.5625
+    1,0,0.5,0.6875
+    <BLANKLINE>
+    """
+    format = check_option(format, "format", "write_labels", ("auto", "csv", "parquet"))
+    columns = _checked_columns(clusters, confidence, entropy)
+    table = _checked_probabilities(probabilities, len(columns["cluster"]))
+    if format == "auto":
+        format = "parquet" if len(columns["cluster"]) >= PARQUET_FROM_ROWS else "csv"
+    folder = Path(folder)
+    parquet = format == "parquet"
+    path, stale = folder / LABELS_CSV, folder / LABELS_PARQUET
+    if parquet:
+        path, stale = stale, path
+    schema = _schema(columns, table)
+    with (
+        replacing(path) as temporary,
+        (
+            pa.parquet.ParquetWriter(temporary, schema)
+            if parquet
+            else pa.csv.CSVWriter(temporary, schema)
+        ) as writer,
+    ):
+        for batch in _batches(columns, table, schema):
+            writer.write_batch(batch)
+    stale.unlink(missing_ok=True)
+    return path
+
+
+def summarize_labels(folder: Path, n_clusters: int) -> LabelSummary:
+    """Return the summary of the folder's labels file, read once in blocks.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no labels file.
+    ValueError
+        If there are two, or one is damaged, empty, or at odds with ``n_clusters``.
+    """
+    path = _labels_path(folder)
+    K = n_clusters
+    lowest, widest = (1 / K, math.log(K)) if K > 1 else (0.0, 1.0)
+    sizes = np.zeros(K, np.int64)
+    confidence_counts = np.zeros(N_BINS, np.int64)
+    entropy_counts = np.zeros(N_BINS, np.int64)
+    sum_confidence = sum_entropy = 0.0
+    most = least = Extremes.nothing()
+    for block in _read_blocks(path):
+        _check_block(block, path, K, lowest, widest)
+        sizes += np.bincount(block.cluster.astype(np.int64), minlength=K)
+        confidence_counts += _histogram(block.confidence, lowest, 1.0)
+        entropy_counts += _histogram(block.entropy, 0.0, widest)
+        sum_confidence += float(np.sum(block.confidence))
+        sum_entropy += float(np.sum(block.entropy))
+        most, least = most.joined(block, -1), least.joined(block, 1)
+    M = int(sizes.sum())
+    if M == 0:
+        raise ValueError(f"{path} holds no rows. Run the command again to rewrite it.")
+    return LabelSummary(
+        sizes=sizes,
+        mean_confidence=sum_confidence / M,
+        mean_entropy=sum_entropy / M,
+        confidence_counts=confidence_counts,
+        entropy_counts=entropy_counts,
+        most_certain=most,
+        least_certain=least,
+    )
+
+
+def check_clusters(clusters: ArrayLike, owner: str) -> Array:
+    """Return ``clusters`` as an array, or refuse it: integers from 0, shape (M,), M >= 1."""
+    array = np.asarray(clusters)
+    if array.ndim != 1 or len(array) == 0:
+        raise ValueError(
+            f"The 'clusters' parameter of {owner} must have shape (M,) with M >= 1."
+            f" Got shape {array.shape} instead."
+        )
+    if array.dtype.kind not in "iu":
+        raise TypeError(
+            f"The 'clusters' parameter of {owner} must hold integers. Got {array.dtype} instead."
+        )
+    if (smallest := array.min()) < 0:
+        raise ValueError(
+            f"The 'clusters' parameter of {owner} must not be negative."
+            f" Row {int(array.argmin())} is {smallest}."
+        )
+    return array
+
+
+def _checked_columns(
+    clusters: ArrayLike, confidence: ArrayLike, entropy: ArrayLike
+) -> dict[str, Array]:
+    """Return the three columns as arrays of equal length, or refuse them."""
+    columns = {"cluster": check_clusters(clusters, "write_labels")}
+    M = len(columns["cluster"])
+    for name, values in (("confidence", confidence), ("entropy", entropy)):
+        column = np.asarray(values)
+        if column.shape != (M,):
+            raise ValueError(
+                f"The {name!r} parameter of write_labels must have shape ({M},), one value for"
+                f" each of the clusters. Got shape {column.shape} instead."
+            )
+        _check_real_dtype(column, name)
+        columns[name] = column
+    return columns
+
+
+def _checked_probabilities(probabilities: ArrayLike | None, M: int) -> Array | None:
+    """Return the probabilities as an array of M rows, or refuse them."""
+    if probabilities is None:
+        return None
+    table = np.asarray(probabilities)
+    if table.ndim != 2 or len(table) != M or table.shape[1] == 0:
+        raise ValueError(
+            f"The 'probabilities' parameter of write_labels must have shape ({M}, K)."
+            f" Got shape {table.shape} instead."
+        )
+    _check_real_dtype(table, "probabilities")
+    return table
+
+
+def _check_real_dtype(values: Array, name: str) -> None:
+    if values.dtype.kind not in "fiu":
+        raise TypeError(
+            f"The {name!r} parameter of write_labels must hold real numbers."
+            f" Got {values.dtype} instead."
+        )
+
+
+def _schema(columns: dict[str, Array], table: Array | None) -> pa.Schema:
+    fields = [("row", pa.int64())]
+    fields += [(name, _arrow_type(column)) for name, column in columns.items()]
+    if table is not None:
+        fields += [(f"p{k}", _arrow_type(table)) for k in range(table.shape[1])]
+    return pa.schema(fields)
+
+
+def _arrow_type(values: Array) -> pa.DataType:
+    return pa.from_numpy_dtype(np.float32 if values.dtype == np.float16 else values.dtype)
+
+
+def _batches(
+    columns: dict[str, Array], table: Array | None, schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows in blocks of about :data:`BLOCK_VALUES` numbers, refusing NaN on the way."""
+    M = len(columns["cluster"])
+    step = max(1, BLOCK_VALUES // len(schema))
+    for start in range(0, M, step):
+        block = slice(start, min(start + step, M))
+        arrays = [np.arange(block.start, block.stop)]
+        for name, column in columns.items():
+            arrays.append(column[block])
+            _check_finite(arrays[-1], name, start)
+        if table is not None:
+            # One contiguous copy of the transpose: Arrow takes whole columns.
+            by_class = np.ascontiguousarray(table[block].T)
+            _check_finite(by_class.T, "probabilities", start)
+            arrays.extend(by_class)
+        yield pa.record_batch(
+            [
+                pa.array(values.astype(field.type.to_pandas_dtype(), copy=False), field.type)
+                for values, field in zip(arrays, schema, strict=True)
+            ],
+            schema=schema,
+        )
+
+
+def _check_finite(values: Array, name: str, start: int) -> None:
+    finite = np.isfinite(values)
+    if not finite.all():
+        row = start + int(np.argwhere(~finite)[0, 0])
+        raise ValueError(
+            f"The {name!r} parameter of write_labels must be finite. Row {row} has NaN or infinity."
+        )
+
+
+def _labels_path(folder: Path) -> Path:
+    found = [path for name in (LABELS_CSV, LABELS_PARQUET) if (path := folder / name).is_file()]
+    if not found:
+        raise FileNotFoundError(
+            f"The run folder {folder} has neither {LABELS_CSV} nor {LABELS_PARQUET}."
+            " Run the command again to write one."
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"The run folder {folder} has both {LABELS_CSV} and {LABELS_PARQUET}."
+            " Remove the one that is stale."
+        )
+    return found[0]
+
+
+def _read_blocks(path: Path) -> Iterator[Extremes]:
+    """Yield all rows of a labels file, block by block."""
+    try:
+        if path.suffix == ".parquet":
+            with pa.parquet.ParquetFile(path) as file:
+                for batch in file.iter_batches(batch_size=2**18, columns=list(TYPES)):
+                    yield _block(batch)
+        else:
+            convert = pa.csv.ConvertOptions(column_types=TYPES, include_columns=list(TYPES))
+            with pa.csv.open_csv(path, convert_options=convert) as reader:
+                yield from (_block(batch) for batch in reader)
+    except (pa.ArrowException, OSError, LookupError) as error:
+        raise ValueError(
+            f"{path} is not a labels file that can be read ({' '.join(str(error).split())})."
+            " Run the command again to rewrite it."
+        ) from error
+
+
+def _block(batch: pa.RecordBatch) -> Extremes:
+    """Return one block in the dtypes of :data:`TYPES`, whatever those of the file."""
+    arrays = []
+    for name, kind in TYPES.items():
+        column = batch.column(name)
+        if column.null_count:
+            raise pa.ArrowInvalid(f"column {name!r} has missing values")
+        arrays.append(column.cast(kind).to_numpy(zero_copy_only=False))
+    return Extremes(*arrays)
+
+
+def _check_block(block: Extremes, path: Path, K: int, lowest: float, widest: float) -> None:
+    """Refuse values that no K probabilities have, naming the first bad row."""
+    for name, values, low, high in (
+        ("cluster", block.cluster, 0, K - 1),
+        ("confidence", block.confidence, lowest - ROUNDING, 1 + ROUNDING),
+        ("entropy", block.entropy, -ROUNDING, widest + ROUNDING),
+    ):
+        good = (values >= low) & (values <= high)  # False for NaN
+        if not good.all():
+            first = int(np.flatnonzero(~good)[0])
+            raise ValueError(
+                f"The {name} of row {block.row[first]} in {path} is {values[first]:g}, which a"
+                f" run with {K} clusters cannot give. The folder's files belong to different"
+                " runs, or one is damaged; run the command again."
+            )
+
+
+def _histogram(values: Array, low: float, high: float) -> NDArray[np.int64]:
+    # Only rounding leaves [low, high] (checked before): it belongs in the outermost bins.
+    counts, _ = np.histogram(np.clip(values, low, high), N_BINS, (low, high))
+    return counts.astype(np.int64)
+
+
+def _smallest(n: int, keys: list[Array]) -> NDArray[np.intp]:
+    """Return where the ``n`` smallest rows are, in order; a later key settles ties in an earlier.
+
+    Sorting a whole block by three keys would cost more than reading it; only what the partition
+    leaves open is looked at again.
+    """
+    first, *rest = keys
+    if len(first) <= n or not rest:
+        return np.lexsort(keys[::-1])[:n]
+    bound = np.partition(first, n - 1)[n - 1]
+    below, level = np.flatnonzero(first < bound), np.flatnonzero(first == bound)
+    level = level[_smallest(n - len(below), [key[level] for key in rest])]
+    kept = np.concatenate([below, level])
+    return kept[np.lexsort([key[kept] for key in keys[::-1]])]

@@ -1,0 +1,184 @@
+"""The run folder: the names of its files, writing them whole or not at all, and its metrics.
+
+Every file is first written under a temporary name beside its own and then put in place with
+``os.replace``: whoever looks sees the old file or the new one, never half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+LABELS_CSV = "labels.csv"
+LABELS_PARQUET = "labels.parquet"
+METRICS = "metrics.json"
+PROJECTION = "projection.csv"
+REPORT = "report.html"
+
+SCHEMA = 1  # of metrics.json; a page that meets another number says so
+
+Kind = TypeVar("Kind", dict[str, Any], list[Any])
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``, and put it in place if the block ends well.
+
+    The folder is made if it is not there. On an error the temporary file is removed and whatever
+    was at ``path`` stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> Path:
+    r"""Write ``text`` as UTF-8, whole or not at all.
+
+    File names with undecodable bytes reach Python as lone surrogates, which UTF-8 has no place
+    for. They become ``\udcXX``, which in JSON is the very escape that means them.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
+    return path
+
+
+def write_metrics(folder: str | Path, metrics: Mapping[str, object]) -> Path:
+    """Write ``metrics.json``, which is always valid JSON.
+
+    Parameters
+    ----------
+    folder : path
+        The run folder; made if it is not there.
+    metrics : mapping
+        Dictionaries with string keys, lists, tuples, strings, paths, numbers, booleans and None,
+        nested at will. NumPy numbers and arrays are written as numbers and lists.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    TypeError
+        If a key is not a string, or a value is of another kind; the sentence says where.
+
+    Notes
+    -----
+    JSON has no NaN and no infinity: both are written as null.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from coincide.report import write_metrics
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     print(write_metrics(folder, {"schema": 1, "gap": float("nan")}).read_text())
+    {
+      "schema": 1,
+      "gap": null
+    }
+    <BLANKLINE>
+    """
+    plain = _plain(metrics, "metrics")
+    text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
+    return write_text(Path(folder) / METRICS, text + "\n")
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Return what ``metrics.json`` of the run folder holds, or say in a sentence what ails it."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no run folder {folder}. Give the --out folder of a run.")
+    path = folder / METRICS
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"The run folder {folder} has no {METRICS}."
+            " Give the --out folder of a finished run, or run the command again."
+        )
+    try:
+        metrics = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not valid JSON ({error}). Run the command again to rewrite it."
+        ) from error
+    if not isinstance(metrics, dict):
+        raise ValueError(f"{path} must hold a JSON object. Got {_short(metrics)} instead.")
+    if metrics.get("schema") not in (None, SCHEMA):
+        raise ValueError(
+            f"The 'schema' of {path} must be {SCHEMA}. Got {_short(metrics['schema'])} instead:"
+            " it was written by another version of coincide, which can also read it."
+        )
+    return metrics
+
+
+def part(metrics: Mapping[str, Any], name: str, empty: Kind) -> Kind:
+    """Return the part ``name`` of the metrics, ``empty`` if absent or null; refuse another type."""
+    value = metrics.get(name)
+    if value is None:
+        return empty
+    if not isinstance(value, type(empty)):
+        expected = "a list" if isinstance(empty, list) else "an object"
+        raise ValueError(f"{name!r} in {METRICS} must be {expected}. Got {_short(value)} instead.")
+    return value
+
+
+def records(metrics: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """Return the part ``name`` of the metrics as a list of objects, empty if absent."""
+    items = part(metrics, name, [])
+    for item in items:
+        if not isinstance(item, dict):
+            raise ValueError(
+                f"{name!r} in {METRICS} must be a list of objects. One of them is {_short(item)}."
+            )
+    return items
+
+
+def number(value: object) -> float:
+    """Return ``value`` as a float; NaN for null and for whatever else is not a number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return math.nan
+
+
+def _short(value: object) -> str:
+    """Return the start of ``repr(value)``: enough to recognize it in a sentence."""
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _plain(value: object, where: str) -> object:
+    """Return ``value`` in JSON's own types, or refuse it, naming the place."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"The keys of {where} must be strings. Got {key!r} instead.")
+        return {key: _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+    raise TypeError(
+        f"{where} must be a number, a string, a list or a dictionary to be written to {METRICS}."
+        f" Got {type(value).__name__} instead."
+    )

@@ -1,0 +1,136 @@
+"""What the commands print on standard output, and what they say of the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+import coincide
+from coincide.pseudolabels import OBJECTIVES, SOLVERS
+from coincide.pseudolabels.kernels import available_backends
+
+_SCORES = {"accuracy": "ACC", "nmi": "NMI", "ari": "ARI"}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result may depend on."""
+    return {
+        "python": platform.python_version(),
+        "coincide": coincide.__version__,
+        **{name: version(name) for name in ("torch", "numpy", "scikit-learn")},
+    }
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Return the machine that times were taken on."""
+    return {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": device,
+    }
+
+
+def _processor() -> str:
+    """Return the processor's name; Python itself knows only its family on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def use_of_labels(n_clusters: int, counted: bool) -> str:
+    """Return the sentence that says what the labels of a source were used for."""
+    if counted:
+        return f"Labels found: they set the number of clusters, {n_clusters}, and give the scores."
+    return "Labels found: they give the scores, and nothing else."
+
+
+def print_run(metrics: dict[str, Any]) -> None:
+    """Print the table of a run, and with labels the table of scores."""
+    source = metrics["source"]
+    table = _facts((source["rows"], source["features"]), metrics)
+    converged = "" if metrics["converged"] else " (not converged)"
+    table.add_row("objective", f"{metrics['objective']:.6g}{converged}")
+    table.add_row("gap", f"{metrics['gap']:.2g}")
+    table.add_row("epochs", f"{metrics['n_epochs']:,}")
+    table.add_row("seconds of fitting", f"{metrics['timings']['fit']:.2f}")
+    _print(table, metrics)
+
+
+def print_prediction(outcome: dict[str, Any], shape: tuple[int, ...]) -> None:
+    """Print the table of a prediction, and with labels the table of scores."""
+    _print(_facts(shape, outcome), outcome)
+
+
+def _facts(shape: tuple[int, ...], outcome: dict[str, Any]) -> Table:
+    sizes = outcome["cluster_sizes"]
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("rows", f"{shape[0]:,}")
+    table.add_row("features", f"{shape[1]:,}")
+    table.add_row("clusters", f"{len(sizes):,}")
+    spread = f"{min(sizes):,} / {median(sizes):,.0f} / {max(sizes):,}"
+    table.add_row("sizes (min / median / max)", spread)
+    table.add_row("mean confidence", f"{outcome['mean_confidence']:.3f}")
+    return table
+
+
+def _print(table: Table, outcome: dict[str, Any]) -> None:
+    console = Console()
+    console.print(table)
+    if "scores" not in outcome:
+        return
+    scores = Table(box=SIMPLE, pad_edge=False)
+    scores.add_column("against the labels")
+    for name in _SCORES.values():
+        scores.add_column(name, justify="right")
+    for name, key in (("coincide", "scores"), ("K-means", "kmeans")):
+        if key in outcome:
+            scores.add_row(name, *(f"{outcome[key][score]:.3f}" for score in _SCORES))
+    console.print(scores)
+
+
+def print_written(paths: Sequence[Path]) -> None:
+    """Print the files that were written, plainly: they are there to be copied."""
+    for index, path in enumerate(paths):
+        print("wrote" if index == 0 else "     ", path)
+
+
+def print_info() -> None:
+    """Print versions, machine, devices, solvers and objectives."""
+    here = machine("cpu")
+    lines = {
+        **versions(),
+        "platform": here["platform"],
+        "processor": f"{here['processor']}, {here['cpu_count']} cores, {here['threads']} threads",
+        "devices": ", ".join(_devices()),
+        "kernels": ", ".join(available_backends()),
+        "solvers": ", ".join(SOLVERS),
+        "objectives": ", ".join(OBJECTIVES),
+    }
+    width = max(len(name) for name in lines)
+    for name, value in lines.items():
+        print(f"{name:<{width}}  {value}")
+
+
+def _devices() -> list[str]:
+    count = torch.cuda.device_count()
+    devices = [f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in range(count)]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return ["cpu", *devices]

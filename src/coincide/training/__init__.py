@@ -1,0 +1,8 @@
+"""The training loop, and what configures it."""
+
+from __future__ import annotations
+
+from coincide.training.config import TrainingConfig
+from coincide.training.loop import EpochRecord, Trainer
+
+__all__ = ["EpochRecord", "Trainer", "TrainingConfig"]
