@@ -42,6 +42,7 @@ autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
+autodoc_type_aliases = {"ArrayLike": "ArrayLike"}  # its expansion fills six lines
 autodoc_preserve_defaults = True
 numpydoc_show_class_members = False
 # Other projects' pages are not asked for their inventories, so their names cannot be links.

@@ -25,8 +25,6 @@ class Coupling(Protocol):
     All methods take and return float64 tensors of shape ``(K,)`` or scalars.
     """
 
-    name: str
-
     def value(self, mean_label: Tensor, prior: Tensor, fairness: float) -> Tensor:
         """Return ``Φ(ȳ)``."""
         ...
@@ -47,8 +45,6 @@ class Coupling(Protocol):
 @dataclass(frozen=True)
 class ReverseKL:
     """``λ KL(u ‖ ȳ)``, the fairness term of (11): infinite as soon as a class is empty."""
-
-    name: str = "λ KL(u ‖ ȳ)"
 
     def value(self, mean_label: Tensor, prior: Tensor, fairness: float) -> Tensor:
         """Return ``λ Σ u ln(u/ȳ)``; classes with ``u = 0`` count nothing."""
@@ -72,8 +68,6 @@ class ReverseKL:
 @dataclass(frozen=True)
 class ForwardKL:
     """``λ KL(ȳ ‖ u)``, the fairness term of (10) and (5): a class may stay empty."""
-
-    name: str = "λ KL(ȳ ‖ u)"
 
     def value(self, mean_label: Tensor, prior: Tensor, fairness: float) -> Tensor:
         """Return ``λ Σ ȳ ln(ȳ/u)``; infinite where ``ȳ > 0 = u``, if ``λ > 0``."""

@@ -77,7 +77,8 @@ class Problem:
     def row_losses(self, labels: Tensor) -> Tensor:
         """Return ``f_i(y_i)`` of every free row; 0 ln 0 = 0."""
         if self.objective.collision:
-            return -torch.linalg.vecdot(self.probs, labels).log()
+            coincidence: Tensor = torch.linalg.vecdot(self.probs, labels)
+            return -coincidence.log()
         return -torch.xlogy(labels, self.probs).sum(1)
 
     def value(self, labels: Tensor) -> float:

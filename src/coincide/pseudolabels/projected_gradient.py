@@ -87,7 +87,7 @@ def _search(problem: Problem, state: GradientState, gradient: Tensor) -> Gradien
 def row_gradient(problem: Problem, labels: Tensor) -> Tensor:
     """Return the gradient of the mean objective, ``ω_i (-g_i - w)``, ``(M, K)``."""
     if problem.objective.collision:
-        rows = problem.probs / torch.linalg.vecdot(problem.probs, labels)[:, None]
+        rows: Tensor = problem.probs / torch.linalg.vecdot(problem.probs, labels)[:, None]
     else:
         rows = problem.probs.log()
     multipliers = problem.multipliers(problem.mean_label(labels)).to(labels.dtype)

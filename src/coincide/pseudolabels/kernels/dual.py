@@ -42,59 +42,41 @@ def dual_rows(probs: Tensor, multipliers: Tensor, *, collision: bool) -> Tensor:
 
 
 def _collision_rows(probs: Tensor, intercepts: Tensor) -> Tensor:
-    steep = probs.argmax(1)
-    flat = steep
     values = torch.empty(probs.shape[0], dtype=probs.dtype, device=probs.device)
     open_rows = torch.arange(probs.shape[0], device=probs.device)
     rows = probs
+    steep = probs.argmax(1)
+    pair = torch.stack((steep, steep), 1)  # the flat and the steep line
     # Any t gives a valid bound, so rounding can cost tightness but never correctness.
     for _ in range(_MOST_ROUNDS):
         if not open_rows.numel():
             break
-        flat_slope, steep_slope = _at(rows, flat), _at(rows, steep)
-        level = _best_level(flat_slope, steep_slope, intercepts[flat], intercepts[steep])
+        slopes = rows.gather(1, pair)
+        level = _best_level(slopes, intercepts[pair])
         heights = torch.addcmul(intercepts, rows, (1 / level)[:, None])
         height, highest = heights.max(1)
-        pair = torch.maximum(
-            heights.gather(1, flat[:, None]), heights.gather(1, steep[:, None])
-        ).squeeze(1)
-        settled = height - pair <= _ROUNDING * (1 + height.abs())
+        settled = height - heights.gather(1, pair).amax(1) <= _ROUNDING * (1 + height.abs())
         values[open_rows] = 1 - level.log() - height
-        flat, steep = _replace(rows, flat, steep, highest, level, flat_slope, steep_slope)
-        open_rows, rows = open_rows[~settled], rows[~settled]
-        flat, steep = flat[~settled], steep[~settled]
+        pair = _replace(rows, pair, slopes, highest, level)
+        open_rows, rows, pair = open_rows[~settled], rows[~settled], pair[~settled]
     return values
 
 
-def _at(rows: Tensor, column: Tensor) -> Tensor:
-    return rows.gather(1, column[:, None]).squeeze(1)
-
-
-def _best_level(
-    flat_slope: Tensor, steep_slope: Tensor, flat_start: Tensor, steep_start: Tensor
-) -> Tensor:
+def _best_level(slopes: Tensor, starts: Tensor) -> Tensor:
     """Return ``1/t`` at the maximum over the envelope of two lines: a tie, or one line alone."""
-    lead = flat_start - steep_start
-    tie = (steep_slope - flat_slope) / lead
+    flat, steep = slopes.unbind(1)
+    lead = starts[:, 0] - starts[:, 1]
     # Without a head start of the flat line the steep one is higher for every t > 0.
-    tie = torch.where(lead > 0, tie, torch.inf)
-    return tie.clamp(flat_slope, steep_slope)
+    tie = torch.where(lead > 0, (steep - flat) / lead, torch.inf)
+    return tie.clamp(flat, steep)
 
 
-def _replace(
-    rows: Tensor,
-    flat: Tensor,
-    steep: Tensor,
-    highest: Tensor,
-    level: Tensor,
-    flat_slope: Tensor,
-    steep_slope: Tensor,
-) -> tuple[Tensor, Tensor]:
+def _replace(rows: Tensor, pair: Tensor, slopes: Tensor, highest: Tensor, level: Tensor) -> Tensor:
     """Put the highest line beside the one it leaves on the other side of the maximum."""
-    slope = _at(rows, highest)
-    on_steep = level >= steep_slope
-    on_flat = (level <= flat_slope) & ~on_steep
-    keep = torch.where(on_steep, steep, torch.where(on_flat | (slope >= level), flat, steep))
-    kept_slope = _at(rows, keep)
-    above = slope > kept_slope
-    return torch.where(above, keep, highest), torch.where(above, highest, keep)
+    slope = rows.gather(1, highest[:, None]).squeeze(1)
+    on_steep = level >= slopes[:, 1]
+    on_flat = (level <= slopes[:, 0]) & ~on_steep
+    keeps_flat = on_flat | (~on_steep & (slope >= level))
+    keep = torch.where(keeps_flat, pair[:, 0], pair[:, 1])
+    above = slope > rows.gather(1, keep[:, None]).squeeze(1)
+    return torch.stack((torch.where(above, keep, highest), torch.where(above, highest, keep)), 1)

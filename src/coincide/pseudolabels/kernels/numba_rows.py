@@ -335,8 +335,8 @@ class NumbaRows:
         def work(part: int, i: slice) -> None:
             _predict(
                 self._probs[:, i], self._weights[i], y[:, i], zeta[:, i], self._collision,
-                self._block, self._lead[i], self._scalars[:, i], self._d[:, i], vector, self._first[:, i],
-                center[part], turn[part], sums[part],
+                self._block, self._lead[i], self._scalars[:, i], self._d[:, i], vector,
+                self._first[:, i], center[part], turn[part], sums[part],
             )  # fmt: skip
 
         self._each(work)

@@ -65,17 +65,18 @@ class TorchRows:
         """Return the iterate in this backend's layout."""
         return StepArrays(labels, slacks)
 
-    def gradient(self, labels: Tensor) -> Tensor:
+    def _gradient(self, labels: Tensor) -> Tensor:
         """Return minus the gradient of the row losses, ``(M, K)``."""
-        if self.collision:
-            return self.probs / vecdot(self.probs, labels)[:, None]
-        return self.probs
+        if not self.collision:
+            return self.probs
+        coincidence: Tensor = vecdot(self.probs, labels)
+        return self.probs / coincidence[:, None]
 
     def factor(self, state: StepArrays) -> Factors:
         """Factor every row's Hessian and sum what the coupling needs."""
         y, zeta = state
         lead = y.argmax(1, keepdim=True)
-        gradient = self.gradient(y)
+        gradient = self._gradient(y)
         gradient = gradient - gradient.gather(1, lead)
         d = y / zeta
         root = self.weights.sqrt()
