@@ -40,18 +40,11 @@ public_modules = [
 ]
 autodoc_default_options = {"members": True}
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
-autodoc_typehints_format = "short"
-autodoc_type_aliases = {"ArrayLike": "ArrayLike"}  # its expansion fills six lines
+autodoc_typehints = "none"  # the docstrings say types and shapes in words
 autodoc_preserve_defaults = True
 numpydoc_show_class_members = False
 # Other projects' pages are not asked for their inventories, so their names cannot be links.
-nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|np|numpy|sklearn|scipy|pyarrow|pathlib|collections|typing)\..+"),
-    (r"py:.*", r"(Tensor|ArrayLike|NDArray|Path|Iterator|Iterable|Sequence|Mapping|Self|Any)"),
-    # What lives in a file of a room and is not passed on by the room is not public.
-    (r"py:class", r"coincide\.\w+\.\w+\.\w+"),
-]
+nitpick_ignore_regex = [(r"py:.*", r"(torch|numpy|sklearn|scipy|pyarrow)\..+")]
 
 # -- looks
 html_theme = "furo"

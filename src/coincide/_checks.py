@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def parameter_message(name: str, owner: str, expected: str, got: object) -> str:
-    """Return ``The 'name' parameter of owner must be expected. Got got instead.``"""
+    """Return the sentence, ``The 'name' parameter of owner must be ...``."""
     return f"The {name!r} parameter of {owner} must be {expected}. Got {got!r} instead."
 
 

@@ -56,7 +56,7 @@ def load_model(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ModelError(f"{folder / DESCRIPTION} is not readable JSON: {error}.") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ModelError(
-            f"{folder / DESCRIPTION} is not of model format {FORMAT}; save the model again with this"
-            " version."
+            f"{folder / DESCRIPTION} is not of model format {FORMAT}; save the model again"
+            " with this version."
         )
     return tensors, description

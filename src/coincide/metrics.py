@@ -17,6 +17,19 @@ from scipy.optimize import linear_sum_assignment
 
 from coincide._checks import check_integer, parameter_message
 
+__all__ = [
+    "accuracy_of_table",
+    "adjusted_rand_index",
+    "ari_of_table",
+    "calibration_error",
+    "clustering_accuracy",
+    "contingency_table",
+    "match_clusters",
+    "nmi_of_table",
+    "normalized_mutual_info",
+    "score_clustering",
+]
+
 
 def score_clustering(
     y_true: ArrayLike, y_pred: ArrayLike, confidence: ArrayLike | None = None

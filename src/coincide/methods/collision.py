@@ -13,9 +13,11 @@ from torch import Tensor
 
 from coincide.losses import collision_cross_entropy
 from coincide.pseudolabels import SOLVERS
-from coincide.pseudolabels.problem import Certificate
+from coincide.pseudolabels.problem import Certificate, Problem
 from coincide.pseudolabels.reduction import reduce_problem
-from coincide.pseudolabels.solver import Outcome, run_solver
+from coincide.pseudolabels.solver import run_solver, run_uncertified
+
+_SHARPER = 1e-2  # the tolerance of an evaluation, relative to that of a batch
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,10 @@ class CollisionMethod:
 
     def labels(self, logits: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the soft labels of a batch, ``(M, K)`` in the dtype of the logits."""
-        return self._solve(logits, weights, self.label_tol, certified=False).labels.to(logits.dtype)
+        solver = SOLVERS[self.solver]
+        problem = self._problem(logits, weights)
+        found = run_uncertified(solver, problem, tol=self.label_tol, max_iter=solver.max_iter)
+        return found.labels.to(logits.dtype)
 
     def loss(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the weighted mean of collision cross-entropy to the labels."""
@@ -55,16 +60,18 @@ class CollisionMethod:
 
     def evaluate(self, logits: Tensor, weights: Tensor | None = None) -> Certificate:
         """Return the objective of these predictions under their best labels, certified."""
-        certificate = self._solve(
-            logits, weights, self.label_tol * 1e-2, certified=True
-        ).certificate
-        assert certificate is not None
-        return certificate
+        solver = SOLVERS[self.solver]
+        found = run_solver(
+            solver,
+            self._problem(logits, weights),
+            tol=self.label_tol * _SHARPER,
+            max_iter=solver.max_iter,
+        )
+        assert found.certificate is not None
+        return found.certificate
 
-    def _solve(
-        self, logits: Tensor, weights: Tensor | None, tol: float, *, certified: bool
-    ) -> Outcome:
-        problem = reduce_problem(
+    def _problem(self, logits: Tensor, weights: Tensor | None) -> Problem:
+        return reduce_problem(
             torch.softmax(logits.detach().double(), 1),
             prior=self.prior.to(logits.device),
             fairness=self.fairness,
@@ -72,5 +79,3 @@ class CollisionMethod:
             backend=self.backend,
             weights=weights,
         ).problem
-        solver = SOLVERS[self.solver]
-        return run_solver(solver, problem, tol=tol, max_iter=solver.max_iter, certified=certified)

@@ -30,6 +30,7 @@ class EMState:
     labels: Tensor
     expected_gap: float = 0.0
     stalled: bool = False
+    multipliers: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,9 @@ class ExpectationMaximization:
     max_iter: ClassVar[int] = 1000
     check_every: ClassVar[int] = 10
 
-    def start(self, problem: Problem, labels: Tensor | None) -> EMState:
+    def start(self, problem: Problem, labels: Tensor | None, tol: float) -> EMState:
         """Start from the given labels, or from uniform ones (positive, so no class is lost)."""
+        del tol
         return EMState(problem.uniform_labels() if labels is None else labels)
 
     def step(self, problem: Problem, state: EMState) -> EMState:

@@ -6,12 +6,14 @@ Primal-dual steps on the KKT conditions, with row gradients ``-g_i - w``, ``w = 
 
 All coupling between rows goes through the mean label. Every row's Hessian is diagonal plus rank
 one and is eliminated in O(K) by the row kernels; what remains is one K×K positive definite
-system for ``s = h ∘ Δȳ``, ``h = Φ''(ȳ)``, here in the symmetric form
+system for ``s = -Δw``, with ``h = Φ''(ȳ)``, here in the symmetric form
 
-    (I + √h (Σ_i ω_i P_i) √h) s/√h = √h Σ_i ω_i P_i r_i,     Δy_i = P_i (r_i - s)
+    (I + √h (Σ_i ω_i P_i) √h) s/√h = √h Σ_i ω_i P_i r_i + (w + Φ'(ȳ))/√h,   Δy_i = P_i (r_i - s)
 
-that holds for ``h = 0`` too. Mehrotra's predictor-corrector chooses the centering. The row
-multipliers ``ν`` never appear: the projections ``P_i`` remove every row constant.
+that holds for ``h = 0`` too. The multipliers ``w`` are iterated beside the labels: near the
+optimum rounding moves ``ȳ`` far more than them, and they give the better lower bound. Mehrotra's
+predictor-corrector chooses the centering. The row multipliers ``ν`` never appear: the projections
+``P_i`` remove every row constant.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from coincide.pseudolabels.problem import Problem
 
 _TO_BOUNDARY = 0.995
 _CENTERING_POWER = 3
+_SHARE_OF_TOL = 0.3
 
 
 @dataclass
@@ -34,8 +37,10 @@ class InteriorPointState:
     """The iterate, the kernels that hold its work arrays, and the gap it expects."""
 
     arrays: StepArrays
+    multipliers: Tensor
     kernels: RowKernels
-    expected_gap: float
+    tol: float
+    expected_gap: float = float("inf")
     stalled: bool = False
 
     @property
@@ -60,7 +65,7 @@ class InteriorPoint:
     check_every: ClassVar[int] = 1
     warmth: float = field(default=1e-2)
 
-    def start(self, problem: Problem, labels: Tensor | None) -> InteriorPointState:
+    def start(self, problem: Problem, labels: Tensor | None, tol: float) -> InteriorPointState:
         """Return an interior iterate, from the given labels or from uniform ones."""
         rows = problem.probs if problem.objective.collision else _finite_logs(problem)
         kernels = row_kernels(
@@ -72,35 +77,35 @@ class InteriorPoint:
         slope = (
             rows / torch.linalg.vecdot(rows, y)[:, None] if problem.objective.collision else rows
         )
-        multipliers = problem.multipliers(problem.mean_label(y)).to(y.dtype)
-        pull = slope + (multipliers - multipliers.max())
+        multipliers = problem.multipliers(problem.mean_label(y))
+        pull = slope + (multipliers - multipliers.max()).to(y.dtype)
         zeta = 1 + pull.amax(1, keepdim=True) - pull
-        return InteriorPointState(kernels.load(y, zeta), kernels, float("inf"))
+        return InteriorPointState(kernels.load(y, zeta), multipliers, kernels, tol)
 
     def step(self, problem: Problem, state: InteriorPointState) -> InteriorPointState:
         """Take one predictor-corrector step; mark the state when the system breaks down."""
-        kernels, arrays = state.kernels, state.arrays
+        kernels, arrays, multipliers = state.kernels, state.arrays, state.multipliers
         factors = kernels.factor(arrays)
         mean_label = problem.mean_label(arrays.y)
-        multipliers = problem.multipliers(mean_label)
-        system = _Coupling(factors.gram, problem.curvature(mean_label))
-        if system.broken:
+        off = multipliers - problem.multipliers(mean_label)
+        coupling = _Coupling(factors.gram, problem.curvature(mean_label), off)
+        if coupling.broken:
             state.stalled = True
             return state
 
-        pull = factors.pull + system.apply(multipliers)
-        shift = multipliers - system.solve(pull)
-        affine = kernels.predict(arrays, shift)
+        pull = factors.pull + coupling.apply(multipliers)
+        affine = kernels.predict(arrays, multipliers - coupling.solve(pull))
         length = min(1.0, _limit(-affine.low), _limit(1 + affine.high))
         # Σ ω (y + αΔy)(ζ + αΔζ) with Δζ/ζ = -1 - Δy/y
         now = factors.complementarity
         ahead = (1 - length) * now - length**2 * (affine.first + affine.second)
         mean = now / (arrays.y.shape[1] * float(problem.weights.sum()))
         target = mean * min(1.0, max(ahead / now, 0.0)) ** _CENTERING_POWER
+        # Closer to the boundary than the tolerance asks, rounding would be all that moves.
+        target = max(target, _SHARE_OF_TOL * state.tol / arrays.y.shape[1])
 
-        pull = pull + target * affine.center + affine.bend
-        shift = multipliers - system.solve(pull)
-        extents = kernels.correct(arrays, shift, target)
+        change = coupling.solve(pull + target * affine.center + affine.bend)
+        extents = kernels.correct(arrays, multipliers - change, target)
         length = min(
             1.0, _TO_BOUNDARY * _limit(-extents.primal), _TO_BOUNDARY * _limit(-extents.dual)
         )
@@ -108,6 +113,7 @@ class InteriorPoint:
             state.stalled = True
             return state
         state.arrays = kernels.advance(arrays, length)
+        state.multipliers = problem.valid_multipliers(multipliers - length * change, state.arrays.y)
         state.expected_gap = (1 - length) * now + length * target * arrays.y.shape[1]
         return state
 
@@ -115,13 +121,14 @@ class InteriorPoint:
 class _Coupling:
     """The K×K system that ties the rows together through the mean label."""
 
-    def __init__(self, gram: Tensor, curvature: Tensor) -> None:
+    def __init__(self, gram: Tensor, curvature: Tensor, off: Tensor) -> None:
         matrix = -gram
         matrix.fill_diagonal_(0)
         # The rows of Σ P_i sum to 0: their diagonal follows from the rest without cancellation.
         matrix.diagonal().copy_(-matrix.sum(1))
         self._matrix = matrix
         self._root = curvature.sqrt()
+        self._off = torch.where(curvature > 0, off / self._root, 0.0)
         system = self._root[:, None] * matrix * self._root
         system.diagonal().add_(1)
         self._factor, info = torch.linalg.cholesky_ex(system)
@@ -132,9 +139,9 @@ class _Coupling:
         return self._matrix @ vector
 
     def solve(self, pull: Tensor) -> Tensor:
-        """Return ``s = h ∘ Δȳ``, the change of the multipliers with opposite sign."""
-        scaled = torch.cholesky_solve((self._root * pull)[:, None], self._factor)[:, 0]
-        return self._root * scaled
+        """Return ``s = -Δw``, from ``pull = Σ_i ω_i P_i r_i``."""
+        right = self._root * pull + self._off
+        return self._root * torch.cholesky_solve(right[:, None], self._factor)[:, 0]
 
 
 def _limit(rate: float) -> float:

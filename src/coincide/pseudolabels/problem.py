@@ -70,6 +70,13 @@ class Problem:
         """Return ``w = -Φ'(ȳ)``."""
         return self.objective.coupling.multipliers(mean_label, self.prior, self.fairness)
 
+    def valid_multipliers(self, proposed: Tensor, labels: Tensor) -> Tensor:
+        """Return proposed multipliers where they give a finite bound, else those of the labels."""
+        conjugate = self.objective.coupling.conjugate(proposed, self.prior, self.fairness)
+        if bool(torch.isfinite(conjugate)):
+            return proposed
+        return self.multipliers(self.mean_label(labels))
+
     def curvature(self, mean_label: Tensor) -> Tensor:
         """Return ``Φ''(ȳ)``."""
         return self.objective.coupling.curvature(mean_label, self.prior, self.fairness)
@@ -111,9 +118,13 @@ class Certificate(NamedTuple):
         return self.gap <= tol * max(1.0, abs(self.objective))
 
 
-def certify(problem: Problem, labels: Tensor) -> Certificate:
-    """Return the objective at ``labels`` and the bound from the multipliers they propose."""
-    multipliers = problem.multipliers(problem.mean_label(labels))
+def certify(problem: Problem, labels: Tensor, multipliers: Tensor | None = None) -> Certificate:
+    """Return the objective at ``labels`` and a lower bound.
+
+    The bound comes from the given multipliers, else from those that the labels propose.
+    """
+    if multipliers is None:
+        multipliers = problem.multipliers(problem.mean_label(labels))
     bound = float("-inf")
     if bool(torch.isfinite(multipliers).all()):
         bound = problem.lower_bound(multipliers)

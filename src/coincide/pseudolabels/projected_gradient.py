@@ -30,6 +30,7 @@ class GradientState:
     value: float
     expected_gap: float = 0.0
     stalled: bool = False
+    multipliers: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ class ProjectedGradient:
     max_iter: ClassVar[int] = 2000
     check_every: ClassVar[int] = 10
 
-    def start(self, problem: Problem, labels: Tensor | None) -> GradientState:
+    def start(self, problem: Problem, labels: Tensor | None, tol: float) -> GradientState:
         """Start from the given labels, or from uniform ones."""
+        del tol
         labels = problem.uniform_labels() if labels is None else labels
         return GradientState(labels, self.step_size or 1.0, problem.value(labels))
 

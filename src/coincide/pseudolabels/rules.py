@@ -23,6 +23,7 @@ class RuleState:
     labels: Tensor
     expected_gap: float = 0.0
     stalled: bool = False
+    multipliers: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class ClosedForm:
     max_iter: ClassVar[int] = 1
     check_every: ClassVar[int] = 1
 
-    def start(self, problem: Problem, labels: Tensor | None) -> RuleState:
+    def start(self, problem: Problem, labels: Tensor | None, tol: float) -> RuleState:
         """Start from the predictions themselves; given labels are not used by the rule."""
-        del labels
+        del labels, tol
         return RuleState(problem.probs)
 
     def step(self, problem: Problem, state: RuleState) -> RuleState:
@@ -70,9 +71,9 @@ class Sinkhorn:
     max_iter: ClassVar[int] = 1000
     check_every: ClassVar[int] = 50
 
-    def start(self, problem: Problem, labels: Tensor | None) -> RuleState:
+    def start(self, problem: Problem, labels: Tensor | None, tol: float) -> RuleState:
         """Start from the sharpened predictions; given labels are not used by the rule."""
-        del labels
+        del labels, tol
         empty = (problem.probs.amax(0) <= 0) & (problem.prior > 0)
         if bool(empty.any()):
             raise ValueError(

@@ -15,12 +15,15 @@ from torch import Tensor
 
 from coincide.pseudolabels.problem import Certificate, Problem, certify
 
+_PATIENCE = 10  # certificates without an improvement
+
 
 class State(Protocol):
     """What a solver carries from step to step."""
 
     expected_gap: float
     stalled: bool
+    multipliers: Tensor | None  # dual variables of its own, where the solver has any
 
     @property
     def labels(self) -> Tensor:
@@ -55,8 +58,8 @@ class Solver(Protocol):
         """How many steps lie between two certificates."""
         ...
 
-    def start(self, problem: Problem, labels: Tensor | None) -> Any:
-        """Return the first state, from given labels if there are any."""
+    def start(self, problem: Problem, labels: Tensor | None, tol: float) -> Any:
+        """Return the first state, from given labels if there are any; ``tol`` is the gap asked."""
         ...
 
     def step(self, problem: Problem, state: Any) -> Any:
@@ -75,15 +78,12 @@ class Outcome:
 
 
 def run_solver(
-    solver: Solver,
-    problem: Problem,
-    labels: Tensor | None = None,
-    *,
-    tol: float,
-    max_iter: int,
-    certified: bool = True,
+    solver: Solver, problem: Problem, labels: Tensor | None = None, *, tol: float, max_iter: int
 ) -> Outcome:
-    """Step until the gap is at most ``tol · max(1, |objective|)``, or ``max_iter`` steps.
+    """Step until the certified gap is at most ``tol · max(1, |objective|)``.
+
+    The labels with the smallest certified gap are returned, so that rounding at the very end
+    cannot spoil them; the loop gives up when that gap has stopped falling.
 
     Parameters
     ----------
@@ -93,25 +93,61 @@ def run_solver(
         A warm start; when it is good enough already no step is taken.
     tol : float
     max_iter : int
-    certified : bool
-        Whether to stop on the certified gap, or to believe the solver's own estimate and save
-        the passes that a certificate takes (inside a training step).
     """
-    state: State = solver.start(problem, labels)
-    certificate = certify(problem, state.labels) if certified and labels is not None else None
+    state: State = solver.start(problem, labels, tol)
+    best = _Best(tol)
+    if labels is not None:
+        best.offer(problem, state)
     n_iter = 0
-    done = certificate is not None and certificate.within(tol)
-    while not done and not state.stalled and n_iter < max_iter:
+    while not best.final and not state.stalled and n_iter < max_iter:
         state = solver.step(problem, state)
         n_iter += 1
-        last = state.stalled or n_iter == max_iter
         promising = state.expected_gap <= tol and n_iter % solver.check_every == 0
-        if not certified:
-            done = promising
-        elif promising or last:
-            certificate = certify(problem, state.labels)
-            done = certificate.within(tol)
-    if certified and certificate is None:
-        certificate = certify(problem, state.labels)
-        done = certificate.within(tol)
-    return Outcome(state.labels, n_iter, done, certificate)
+        if promising or state.stalled or n_iter == max_iter:
+            best.offer(problem, state)
+    if best.certificate is None:
+        best.offer(problem, state)
+    assert best.labels is not None
+    assert best.certificate is not None
+    return Outcome(best.labels, n_iter, best.certificate.within(tol), best.certificate)
+
+
+def run_uncertified(solver: Solver, problem: Problem, *, tol: float, max_iter: int) -> Outcome:
+    """Step until the solver itself expects a gap of at most ``tol``.
+
+    It saves the passes that a certificate takes: for labels inside a training step.
+    """
+    state: State = solver.start(problem, None, tol)
+    n_iter = 0
+    expects = False
+    while not expects and not state.stalled and n_iter < max_iter:
+        state = solver.step(problem, state)
+        n_iter += 1
+        expects = state.expected_gap <= tol and n_iter % solver.check_every == 0
+    return Outcome(state.labels, n_iter, expects, None)
+
+
+class _Best:
+    """The labels with the smallest certified gap so far."""
+
+    def __init__(self, tol: float) -> None:
+        self.labels: Tensor | None = None
+        self.certificate: Certificate | None = None
+        self._tol = tol
+        self._patience = _PATIENCE
+
+    def offer(self, problem: Problem, state: State) -> None:
+        """Certify the labels of a state and keep a copy of them if they are the best."""
+        certificate = certify(problem, state.labels, state.multipliers)
+        if self.certificate is None or certificate.gap < self.certificate.gap:
+            self.labels, self.certificate = state.labels.clone(), certificate
+            self._patience = _PATIENCE
+        else:
+            self._patience -= 1
+
+    @property
+    def final(self) -> bool:
+        """Whether the best is good enough, or has not become better for a while."""
+        if self.certificate is None:
+            return False
+        return self.certificate.within(self._tol) or self._patience <= 0
