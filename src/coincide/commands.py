@@ -26,6 +26,7 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
 from coincide import summary
+from coincide._checks import check_integer
 from coincide.cluster import CollisionClustering
 from coincide.data import Source, load_source
 from coincide.data.sources import is_table
@@ -180,6 +181,7 @@ def _fitted_columns(folder: Path, source: str) -> list[str] | None:
 
 
 def _fit(arguments: Namespace) -> Run:
+    check_integer(arguments.seed, "seed", "coincide cluster", low=0)
     timings: Timings = {}
     with _timed(timings, "read"):
         source = _load(arguments, arguments.columns)

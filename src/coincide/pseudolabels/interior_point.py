@@ -21,7 +21,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
 import torch
+from scipy.linalg import lapack
 from torch import Tensor
 
 from coincide.pseudolabels.kernels import RowKernels, StepArrays, row_kernels
@@ -85,7 +87,7 @@ class InteriorPoint:
     def step(self, problem: Problem, state: InteriorPointState) -> InteriorPointState:
         """Take one predictor-corrector step; mark the state when the system breaks down."""
         kernels, arrays, multipliers = state.kernels, state.arrays, state.multipliers
-        factors = kernels.factor(arrays)
+        factors = kernels.factor()
         mean_label = problem.mean_label(arrays.y)
         off = multipliers - problem.multipliers(mean_label)
         coupling = _Coupling(factors.gram, problem.curvature(mean_label), off)
@@ -94,7 +96,7 @@ class InteriorPoint:
             return state
 
         pull = factors.pull + coupling.apply(multipliers)
-        affine = kernels.predict(arrays, multipliers - coupling.solve(pull))
+        affine = kernels.predict(multipliers - coupling.solve(pull))
         length = min(1.0, _limit(-affine.low), _limit(1 + affine.high))
         # Σ ω (y + αΔy)(ζ + αΔζ) with Δζ/ζ = -1 - Δy/y
         now = factors.complementarity
@@ -105,43 +107,46 @@ class InteriorPoint:
         target = max(target, _SHARE_OF_TOL * state.tol / arrays.y.shape[1])
 
         change = coupling.solve(pull + target * affine.center + affine.bend)
-        extents = kernels.correct(arrays, multipliers - change, target)
+        extents = kernels.correct(multipliers - change, target)
         length = min(
             1.0, _TO_BOUNDARY * _limit(-extents.primal), _TO_BOUNDARY * _limit(-extents.dual)
         )
         if not length > 0:
             state.stalled = True
             return state
-        state.arrays = kernels.advance(arrays, length)
+        state.arrays = kernels.advance(length)
         state.multipliers = problem.valid_multipliers(multipliers - length * change, state.arrays.y)
         state.expected_gap = (1 - length) * now + length * target * arrays.y.shape[1]
         return state
 
 
 class _Coupling:
-    """The K×K system that ties the rows together through the mean label."""
+    """The K×K system that ties the rows together through the mean label, on the CPU."""
 
     def __init__(self, gram: Tensor, curvature: Tensor, off: Tensor) -> None:
-        matrix = -gram
-        matrix.fill_diagonal_(0)
+        matrix = -gram.cpu().numpy()
+        np.fill_diagonal(matrix, 0)
         # The rows of Σ P_i sum to 0: their diagonal follows from the rest without cancellation.
-        matrix.diagonal().copy_(-matrix.sum(1))
+        np.fill_diagonal(matrix, -matrix.sum(1))
         self._matrix = matrix
-        self._root = curvature.sqrt()
-        self._off = torch.where(curvature > 0, off / self._root, 0.0)
+        self._device = gram.device
+        self._root = np.sqrt(curvature.cpu().numpy())
+        bent = self._root > 0
+        self._off = np.divide(off.cpu().numpy(), self._root, out=np.zeros(len(bent)), where=bent)
         system = self._root[:, None] * matrix * self._root
-        system.diagonal().add_(1)
-        self._factor, info = torch.linalg.cholesky_ex(system)
-        self.broken = int(info) != 0
+        system.flat[:: len(bent) + 1] += 1
+        self._factor, info = lapack.dpotrf(system, lower=1, overwrite_a=1)
+        self.broken = info != 0
 
     def apply(self, vector: Tensor) -> Tensor:
         """Return ``(Σ_i ω_i P_i) vector``."""
-        return self._matrix @ vector
+        return torch.from_numpy(self._matrix @ vector.cpu().numpy()).to(self._device)
 
     def solve(self, pull: Tensor) -> Tensor:
         """Return ``s = -Δw``, from ``pull = Σ_i ω_i P_i r_i``."""
-        right = self._root * pull + self._off
-        return self._root * torch.cholesky_solve(right[:, None], self._factor)[:, 0]
+        right = self._root * pull.cpu().numpy() + self._off
+        scaled, _ = lapack.dpotrs(self._factor, right, lower=1)
+        return torch.from_numpy(self._root * scaled).to(self._device)
 
 
 def _limit(rate: float) -> float:

@@ -61,26 +61,26 @@ class Extents(NamedTuple):
 
 
 class RowKernels(Protocol):
-    """The four passes of an interior-point iteration over the rows, in this order."""
+    """The iterate, and the four passes of an iteration over its rows, in this order."""
 
     name: str
 
     def load(self, labels: Tensor, slacks: Tensor) -> StepArrays:
-        """Return the iterate in this backend's layout; the caller's tensors stay untouched."""
+        """Take the first iterate; the caller's tensors stay untouched."""
         ...
 
-    def factor(self, state: StepArrays) -> Factors:
+    def factor(self) -> Factors:
         """Factor every row's Hessian and sum what the coupling needs."""
         ...
 
-    def predict(self, state: StepArrays, shift: Tensor) -> Prediction:
+    def predict(self, shift: Tensor) -> Prediction:
         """Find the affine direction for the right-hand side ``g + shift``."""
         ...
 
-    def correct(self, state: StepArrays, shift: Tensor, target: float) -> Extents:
+    def correct(self, shift: Tensor, target: float) -> Extents:
         """Find the corrected direction, centered on ``y ζ = target``."""
         ...
 
-    def advance(self, state: StepArrays, length: float) -> StepArrays:
+    def advance(self, length: float) -> StepArrays:
         """Take a step of the given length along the corrected direction."""
         ...

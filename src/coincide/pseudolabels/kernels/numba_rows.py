@@ -9,7 +9,6 @@ code releases the GIL).
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,65 +24,78 @@ from coincide.pseudolabels.kernels.contract import Extents, Factors, Prediction,
 
 Array = NDArray[Any]
 
-# Sums may be reassociated, which vectorizes them; infinities and NaN keep their meaning.
-_compiled = numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"})
+# Sums may be reassociated and divisions do not look for zeros, which vectorizes both; infinities
+# and NaN keep their meaning.
+_compiled = numba.njit(
+    nogil=True,
+    cache=True,
+    error_model="numpy",
+    fastmath={"reassoc", "contract", "nsz", "arcp"},
+)
 
 _ENTRIES_PER_THREAD = 100_000
 _ENTRIES_PER_BLOCK = 4096
-_SCALARS = 5  # of a row: scale, offset, denominator, kappa, total
+# Of a row: scale and offset of g = p·scale - offset, 1 + q·e, κ, Σb, Σe, q·e.
+_SCALE, _OFFSET, _DENOMINATOR, _KAPPA, _TOTAL, _SUM_E, _CURVATURE = range(7)
+_SCALARS = 7
+
+# Every innermost loop below writes to one array at most: with more, the compiler cannot prove
+# that they do not overlap, and gives up vectorizing. Computing d and g anew is cheaper.
 
 
 @_compiled
-def _factor(p, w, y, zeta, collision, block, lead, scalars, d, scaled_e, scaled_b, pull):
-    """Fill ``d``, ``e √(ω/(1+q·e))``, ``b √(ω/Σb)`` and the scalars; add ``Σ ω P g`` to pull."""
-    classes, rows = p.shape
-    bend = 1.0 if collision else 0.0
+def _factor(rows, p, w, y, zeta, collision, block, lead, scalars, iy, iz, scaled_e, scaled_b, pull):
+    """Fill ``1/y``, ``1/ζ``, ``e √(ω/(1+q·e))``, ``b √(ω/Σb)``, the scalars; add ``Σ ω P g``."""
+    classes = p.shape[0]
+    one = p.dtype.type(1)
+    bend = one if collision else p.dtype.type(0)
     complementarity = 0.0
-    for first in range(0, rows, block):
-        last = min(first + block, rows)
-        scale, offset = scalars[0, first:last], scalars[1, first:last]
-        _find_lead(p[:, first:last], y[:, first:last], lead[first:last], scale, offset, collision)
-        sum_d, sum_e, curvature, product = _zeros(4, last - first, p.dtype)
+    for first in range(rows[0], rows[1], block):
+        part = slice(first, min(first + block, rows[1]))
+        scale, offset = scalars[_SCALE, part], scalars[_OFFSET, part]
+        weight = w[part]
+        _find_lead(p[:, part], y[:, part], lead[part], scale, offset, collision)
+        sums = np.zeros((4, weight.shape[0]), p.dtype)
+        sum_d, sum_e, curvature, product = sums[0], sums[1], sums[2], sums[3]
         for k in range(classes):
-            pk, yk, zk, dk = (
-                p[k, first:last],
-                y[k, first:last],
-                zeta[k, first:last],
-                d[k, first:last],
-            )
+            pk, yk, zk, ik, jk = p[k, part], y[k, part], zeta[k, part], iy[k, part], iz[k, part]
+            for j in range(pk.shape[0]):
+                ik[j] = one / yk[j]
+            for j in range(pk.shape[0]):
+                jk[j] = one / zk[j]
+            for j in range(pk.shape[0]):
+                sum_d[j] += yk[j] * jk[j]
+            for j in range(pk.shape[0]):
+                sum_e[j] += yk[j] * jk[j] * (pk[j] * scale[j] - offset[j])
             for j in range(pk.shape[0]):
                 g = pk[j] * scale[j] - offset[j]
-                dj = yk[j] / zk[j]
-                dk[j] = dj
-                sum_d[j] += dj
-                sum_e[j] += dj * g
-                curvature[j] += dj * g * g
+                curvature[j] += yk[j] * jk[j] * g * g
+            for j in range(pk.shape[0]):
                 product[j] += yk[j] * zk[j]
-        weight = w[first:last]
-        denominator, kappa, total = (
-            scalars[2, first:last],
-            scalars[3, first:last],
-            scalars[4, first:last],
-        )
-        for j in range(weight.shape[0]):
-            complementarity += weight[j] * product[j]
-            denominator[j] = 1 + bend * curvature[j]
-            kappa[j] = bend * sum_e[j] / denominator[j]
-            total[j] = sum_d[j] - kappa[j] * sum_e[j]
-            product[j] = np.sqrt(weight[j] / denominator[j]) * bend
+        denominator, kappa = scalars[_DENOMINATOR, part], scalars[_KAPPA, part]
+        total = scalars[_TOTAL, part]
+        scalars[_SUM_E, part] = sum_e
+        scalars[_CURVATURE, part] = curvature
+        denominator[:] = one + bend * curvature
+        kappa[:] = bend * sum_e / denominator
+        total[:] = sum_d - kappa * sum_e
         # For r = g: d·r = sum_e and e·r = curvature.
-        beta, gamma = _project(sum_e, curvature, scalars[:, first:last], bend)
-        root = np.sqrt(weight / total)
+        beta, gamma = _project(sum_e, curvature, scalars[:, part], bend)
+        root_e = bend * np.sqrt(weight / denominator)
+        root_b = np.sqrt(weight / total)
+        complementarity += np.sum(weight * product)
         for k in range(classes):
-            pk, dk = p[k, first:last], d[k, first:last]
-            ek, bk = scaled_e[k, first:last], scaled_b[k, first:last]
-            moved = 0.0
+            pk, yk, jk = p[k, part], y[k, part], iz[k, part]
+            ek, bk = scaled_e[k, part], scaled_b[k, part]
+            for j in range(pk.shape[0]):
+                ek[j] = yk[j] * jk[j] * (pk[j] * scale[j] - offset[j]) * root_e[j]
             for j in range(pk.shape[0]):
                 g = pk[j] * scale[j] - offset[j]
-                e = dk[j] * g
-                ek[j] = e * product[j]
-                bk[j] = (dk[j] - e * kappa[j]) * root[j]
-                moved += weight[j] * dk[j] * (g - beta[j] - g * gamma[j])
+                bk[j] = yk[j] * jk[j] * (one - g * kappa[j]) * root_b[j]
+            moved = p.dtype.type(0)
+            for j in range(pk.shape[0]):
+                g = pk[j] * scale[j] - offset[j]
+                moved += weight[j] * yk[j] * jk[j] * (g - beta[j] - g * gamma[j])
             pull[k] += moved
     return complementarity
 
@@ -92,176 +104,194 @@ def _factor(p, w, y, zeta, collision, block, lead, scalars, d, scaled_e, scaled_
 def _find_lead(p, y, lead, scale, offset, collision):
     """Find every row's largest label; ``g = p · scale - offset`` is zero there."""
     scale[:] = 0
-    most = np.full(scale.shape[0], -1.0).astype(p.dtype)
+    lead[:] = 0
+    most = y[0].copy()
     for k in range(p.shape[0]):
         pk, yk = p[k], y[k]
         for j in range(pk.shape[0]):
             scale[j] += pk[j] * yk[j]
-            larger = yk[j] > most[j]
-            most[j] = yk[j] if larger else most[j]
-            offset[j] = pk[j] if larger else offset[j]
-            lead[j] = k if larger else lead[j]
+        for j in range(pk.shape[0]):
+            lead[j] = k if yk[j] > most[j] else lead[j]
+        for j in range(pk.shape[0]):
+            most[j] = max(most[j], yk[j])
     for j in range(scale.shape[0]):
-        scale[j] = 1 / scale[j] if collision else 1.0
-        offset[j] *= scale[j]
+        scale[j] = 1 / scale[j] if collision else 1
+        offset[j] = p[lead[j], j] * scale[j]
 
 
 @_compiled
 def _project(dr, er, scalars, bend):
     """Return ``β`` and ``γ`` of ``P r`` for a block of rows, from ``d·r`` and ``e·r``."""
-    beta, gamma = np.empty_like(dr), np.empty_like(dr)
-    denominator, kappa, total = scalars[2], scalars[3], scalars[4]
-    for j in range(dr.shape[0]):
-        beta[j] = (dr[j] - kappa[j] * er[j] * bend) / total[j]
-        gamma[j] = bend * (er[j] / denominator[j] - kappa[j] * beta[j])
+    beta = (dr - bend * scalars[_KAPPA] * er) / scalars[_TOTAL]
+    gamma = bend * (er / scalars[_DENOMINATOR] - scalars[_KAPPA] * beta)
     return beta, gamma
 
 
 @_compiled
-def _zeros(count, n, dtype):
-    """Return a stack of zero vectors."""
-    return np.zeros((count, n), dtype)
-
-
-@_compiled
-def _predict(p, w, y, zeta, collision, block, lead, scalars, d, shift, ratio, center, turn, sums):
+def _predict(
+    rows, p, w, y, zeta, collision, block, lead, scalars, iy, iz, shift, ratio, center, turn, sums
+):
     """Find ``ratio = Δy/y`` of the affine direction and sum what the corrector needs."""
-    classes, rows = p.shape
-    bend = 1.0 if collision else 0.0
+    classes = p.shape[0]
+    one = p.dtype.type(1)
+    bend = one if collision else p.dtype.type(0)
     low, high, first_sum, second_sum = np.inf, -np.inf, 0.0, 0.0
-    for first in range(0, rows, block):
-        last = min(first + block, rows)
-        n = last - first
-        weight, leads, block_scalars = w[first:last], lead[first:last], scalars[:, first:last]
-        scale, offset = scalars[0, first:last], scalars[1, first:last]
-        top, top_center, top_turn, dr, er, dc, ec, firsts, seconds = _zeros(9, n, p.dtype)
+    for first in range(rows[0], rows[1], block):
+        part = slice(first, min(first + block, rows[1]))
+        weight, leads, known = w[part], lead[part], scalars[:, part]
+        scale, offset = known[_SCALE], known[_OFFSET]
+        n = weight.shape[0]
+        top, top_center = np.empty(n, p.dtype), np.empty(n, p.dtype)
         for j in range(n):
             top[j] = shift[leads[j]]
-            top_center[j] = 1 / y[leads[j], first + j]
+            top_center[j] = iy[leads[j], first + j]
+        dots = np.zeros((4, n), p.dtype)
+        dr, er, dc, ec = dots[0], dots[1], dots[2], dots[3]
+        dr[:] = known[_SUM_E]
+        er[:] = known[_CURVATURE]
         for k in range(classes):
-            pk, yk, dk = p[k, first:last], y[k, first:last], d[k, first:last]
+            pk, yk, jk = p[k, part], y[k, part], iz[k, part]
             sk = shift[k]
             for j in range(n):
+                dr[j] += yk[j] * jk[j] * (sk - top[j])
+            for j in range(n):
+                er[j] += yk[j] * jk[j] * (pk[j] * scale[j] - offset[j]) * (sk - top[j])
+            for j in range(n):
+                dc[j] += jk[j] * (one - yk[j] * top_center[j])
+            for j in range(n):
                 g = pk[j] * scale[j] - offset[j]
-                r = g + (sk - top[j])
-                c = 1 / yk[j] - top_center[j]
-                dr[j] += dk[j] * r
-                er[j] += dk[j] * g * r
-                dc[j] += dk[j] * c
-                ec[j] += dk[j] * g * c
-        beta, gamma = _project(dr, er, block_scalars, bend)
-        beta_c, gamma_c = _project(dc, ec, block_scalars, bend)
+                ec[j] += jk[j] * (one - yk[j] * top_center[j]) * g
+        beta, gamma = _project(dr, er, known, bend)
+        beta_c, gamma_c = _project(dc, ec, known, bend)
+        beta_c += top_center
+        top_turn = np.empty(n, p.dtype)
         for j in range(n):
-            slack = zeta[leads[j], first + j]
-            rho = -beta[j] / slack
-            top_turn[j] = slack * rho * (1 + rho)
-        dr[:] = 0
-        er[:] = 0
+            rho = -beta[j] * iz[leads[j], first + j]
+            top_turn[j] = zeta[leads[j], first + j] * rho * (one + rho)
+        beta += top
+        lanes = np.zeros((6, n), p.dtype)
+        lows, highs, firsts, seconds, dt, et = (
+            lanes[0], lanes[1], lanes[2], lanes[3], lanes[4], lanes[5]
+        )  # fmt: skip
         for k in range(classes):
-            pk, yk, dk = p[k, first:last], y[k, first:last], d[k, first:last]
-            zk, rk = zeta[k, first:last], ratio[k, first:last]
+            pk, yk, jk, zk, rk = p[k, part], y[k, part], iz[k, part], zeta[k, part], ratio[k, part]
             sk = shift[k]
-            moved = 0.0
             for j in range(n):
                 g = pk[j] * scale[j] - offset[j]
-                rho = (g + (sk - top[j]) - beta[j] - g * gamma[j]) / zk[j]
-                rk[j] = rho
-                firsts[j] += yk[j] * zk[j] * rho
-                seconds[j] += yk[j] * zk[j] * rho * rho
-                t = zk[j] * rho * (1 + rho) - top_turn[j]
-                dr[j] += dk[j] * t
-                er[j] += dk[j] * g * t
+                rk[j] = (g + sk - beta[j] - g * gamma[j]) * jk[j]
+            for j in range(n):
+                lows[j] = min(lows[j], rk[j])
+            for j in range(n):
+                highs[j] = max(highs[j], rk[j])
+            for j in range(n):
+                firsts[j] += yk[j] * zk[j] * rk[j]
+            for j in range(n):
+                seconds[j] += yk[j] * zk[j] * rk[j] * rk[j]
+            for j in range(n):
+                dt[j] += yk[j] * jk[j] * (zk[j] * rk[j] * (one + rk[j]) - top_turn[j])
+            for j in range(n):
+                t = zk[j] * rk[j] * (one + rk[j]) - top_turn[j]
+                et[j] += yk[j] * jk[j] * (pk[j] * scale[j] - offset[j]) * t
+            moved = p.dtype.type(0)
             for j in range(n):
                 g = pk[j] * scale[j] - offset[j]
-                c = 1 / yk[j] - top_center[j]
-                moved += weight[j] * dk[j] * (c - beta_c[j] - g * gamma_c[j])
+                moved += weight[j] * jk[j] * (one - yk[j] * (beta_c[j] + g * gamma_c[j]))
             center[k] += moved
-            low = min(low, rk.min())
-            high = max(high, rk.max())
-        beta, gamma = _project(dr, er, block_scalars, bend)
+        beta, gamma = _project(dt, et, known, bend)
+        beta += top_turn
         for k in range(classes):
-            pk, dk = p[k, first:last], d[k, first:last]
-            zk, rk = zeta[k, first:last], ratio[k, first:last]
-            moved = 0.0
+            pk, yk, jk, zk, rk = p[k, part], y[k, part], iz[k, part], zeta[k, part], ratio[k, part]
+            moved = p.dtype.type(0)
             for j in range(n):
                 g = pk[j] * scale[j] - offset[j]
-                t = zk[j] * rk[j] * (1 + rk[j]) - top_turn[j]
-                moved += weight[j] * dk[j] * (t - beta[j] - g * gamma[j])
+                t = zk[j] * rk[j] * (one + rk[j])
+                moved += weight[j] * yk[j] * jk[j] * (t - beta[j] - g * gamma[j])
             turn[k] += moved
-        for j in range(n):
-            first_sum += weight[j] * firsts[j]
-            second_sum += weight[j] * seconds[j]
+        low = min(low, lows.min())
+        high = max(high, highs.max())
+        first_sum += np.sum(weight * firsts)
+        second_sum += np.sum(weight * seconds)
     sums[0], sums[1], sums[2], sums[3] = low, high, first_sum, second_sum
 
 
 @_compiled
-def _correct(p, y, zeta, collision, block, lead, scalars, d, shift, target, ratio, primal, sums):
+def _correct(
+    rows, p, y, zeta, collision, block, lead, scalars, iy, iz, shift, target, ratio, primal, sums
+):
     """Turn ``ratio`` into ``Δζ/ζ`` and fill ``primal = Δy/y`` of the corrected direction."""
-    classes, rows = p.shape
-    bend = 1.0 if collision else 0.0
+    classes = p.shape[0]
+    one = p.dtype.type(1)
+    bend = one if collision else p.dtype.type(0)
     low_primal, low_dual = np.inf, np.inf
-    for first in range(0, rows, block):
-        last = min(first + block, rows)
-        n = last - first
-        leads = lead[first:last]
-        scale, offset = scalars[0, first:last], scalars[1, first:last]
-        top, dr, er = _zeros(3, n, p.dtype)
+    for first in range(rows[0], rows[1], block):
+        part = slice(first, min(first + block, rows[1]))
+        leads, known = lead[part], scalars[:, part]
+        scale, offset = known[_SCALE], known[_OFFSET]
+        n = leads.shape[0]
+        top = np.empty(n, p.dtype)
         for j in range(n):
             k, i = leads[j], first + j
-            rho = ratio[k, i]
-            top[j] = shift[k] + target / y[k, i] + zeta[k, i] * rho * (1 + rho)
+            top[j] = shift[k] + target * iy[k, i] + zeta[k, i] * ratio[k, i] * (one + ratio[k, i])
+        lanes = np.zeros((4, n), p.dtype)
+        dr, er, lows, duals = lanes[0], lanes[1], lanes[2], lanes[3]
         for k in range(classes):
-            pk, yk, dk = p[k, first:last], y[k, first:last], d[k, first:last]
-            zk, ak, rk = zeta[k, first:last], ratio[k, first:last], primal[k, first:last]
+            pk, yk, zk = p[k, part], y[k, part], zeta[k, part]
+            ik, jk, ak, rk = iy[k, part], iz[k, part], ratio[k, part], primal[k, part]
             sk = shift[k]
             for j in range(n):
-                g = pk[j] * scale[j] - offset[j]
-                r = g + (sk + target / yk[j] + zk[j] * ak[j] * (1 + ak[j]) - top[j])
-                rk[j] = r
-                dr[j] += dk[j] * r
-                er[j] += dk[j] * g * r
-        beta, gamma = _project(dr, er, scalars[:, first:last], bend)
-        for k in range(classes):
-            pk, yk = p[k, first:last], y[k, first:last]
-            zk, ak, rk = zeta[k, first:last], ratio[k, first:last], primal[k, first:last]
+                rk[j] = sk + target * ik[j] + zk[j] * ak[j] * (one + ak[j]) - top[j]
             for j in range(n):
                 g = pk[j] * scale[j] - offset[j]
-                inverse = 1 / zk[j]
-                step = (rk[j] - beta[j] - g * gamma[j]) * inverse
-                rk[j] = step
-                ak[j] = target * inverse / yk[j] + ak[j] * (1 + ak[j]) - 1 - step
-            low_primal = min(low_primal, rk.min())
-            low_dual = min(low_dual, ak.min())
+                dr[j] += yk[j] * jk[j] * (rk[j] + g)
+            for j in range(n):
+                g = pk[j] * scale[j] - offset[j]
+                er[j] += yk[j] * jk[j] * g * (rk[j] + g)
+        beta, gamma = _project(dr, er, known, bend)
+        for k in range(classes):
+            pk, ik, jk = p[k, part], iy[k, part], iz[k, part]
+            ak, rk = ratio[k, part], primal[k, part]
+            for j in range(n):
+                g = pk[j] * scale[j] - offset[j]
+                rk[j] = (rk[j] + g - beta[j] - g * gamma[j]) * jk[j]
+            for j in range(n):
+                ak[j] = target * ik[j] * jk[j] + ak[j] * (one + ak[j]) - one - rk[j]
+            for j in range(n):
+                lows[j] = min(lows[j], rk[j])
+            for j in range(n):
+                duals[j] = min(duals[j], ak[j])
+        low_primal = min(low_primal, lows.min())
+        low_dual = min(low_dual, duals.min())
     sums[0], sums[1] = low_primal, low_dual
 
 
 @_compiled
-def _advance(y, zeta, primal, dual, length, block):
+def _advance(rows, y, zeta, primal, dual, length, block):
     """Move along the direction and put the labels back on the simplex."""
-    classes, rows = y.shape
-    for first in range(0, rows, block):
-        last = min(first + block, rows)
-        mass = np.zeros(last - first, y.dtype)
+    classes = y.shape[0]
+    one = y.dtype.type(1)
+    for first in range(rows[0], rows[1], block):
+        part = slice(first, min(first + block, rows[1]))
+        mass = np.zeros_like(y[0, part])
         for k in range(classes):
-            yk, zk = y[k, first:last], zeta[k, first:last]
-            pk, dk = primal[k, first:last], dual[k, first:last]
+            yk, zk, pk, dk = y[k, part], zeta[k, part], primal[k, part], dual[k, part]
             for j in range(yk.shape[0]):
-                yk[j] *= 1 + length * pk[j]
+                yk[j] *= one + length * pk[j]
+            for j in range(yk.shape[0]):
+                zk[j] *= one + length * dk[j]
+            for j in range(yk.shape[0]):
                 mass[j] += yk[j]
-            for j in range(zk.shape[0]):
-                zk[j] *= 1 + length * dk[j]
-        mass = 1 / mass
+        mass = one / mass
         for k in range(classes):
-            yk = y[k, first:last]
+            yk = y[k, part]
             for j in range(yk.shape[0]):
                 yk[j] *= mass[j]
 
 
-def _ranges(rows: int, classes: int) -> list[slice]:
+def _ranges(rows: int, classes: int) -> list[tuple[int, int]]:
     """Split the rows into one range a thread, if there is work enough for several."""
     threads = min(torch.get_num_threads(), os.cpu_count() or 1)
     count = max(1, min(threads, rows * classes // _ENTRIES_PER_THREAD))
-    return [slice(int(a), int(b)) for a, b in itertools.pairwise(np.linspace(0, rows, count + 1))]
+    return [(rows * n // count, rows * (n + 1) // count) for n in range(count)]
 
 
 class NumbaRows:
@@ -277,44 +307,43 @@ class NumbaRows:
         self._block = max(16, _ENTRIES_PER_BLOCK // classes)
         self._lead = np.zeros(n_rows, np.int64)
         self._scalars = np.empty((_SCALARS, n_rows), self._probs.dtype)
-        # Work arrays: d, and two that hold (e, b), then (ratio, -), then (dual, primal).
-        self._d = np.empty_like(self._probs)
-        self._first = np.empty_like(self._probs)
-        self._second = np.empty_like(self._probs)
-        self._parts = _ranges(n_rows, classes)
-        self._pool = ThreadPoolExecutor(len(self._parts)) if len(self._parts) > 1 else None
+        # Work arrays: 1/y, 1/ζ, and two that hold (e, b), then (ratio, -), then (dual, primal).
+        self._iy, self._iz, self._first, self._second = (
+            np.empty_like(self._probs) for _ in range(4)
+        )
+        self._ranges = _ranges(n_rows, classes)
+        self._pool = ThreadPoolExecutor(len(self._ranges)) if len(self._ranges) > 1 else None
 
     def load(self, labels: Tensor, slacks: Tensor) -> StepArrays:
         """Return the iterate in this backend's layout; the caller's tensors stay untouched."""
-        return StepArrays(
-            *(a.T.clone(memory_format=torch.contiguous_format).T for a in (labels, slacks))
-        )
+        self._y, self._zeta = (a.numpy().T.copy() for a in (labels, slacks))
+        return StepArrays(torch.from_numpy(self._y).T, torch.from_numpy(self._zeta).T)
 
-    def _each(self, work: Callable[[int, slice], Any]) -> list[Any]:
-        """Run ``work(number, rows)`` on every range of rows and return the results."""
+    def _each(self, work: Callable[[int, tuple[int, int]], Any]) -> list[Any]:
+        """Run ``work(number, range)`` on every range of rows and return the results."""
         if self._pool is None:
-            return [work(0, self._parts[0])]
-        return list(self._pool.map(work, range(len(self._parts)), self._parts))
+            return [work(0, self._ranges[0])]
+        return list(self._pool.map(work, range(len(self._ranges)), self._ranges))
 
     def _vectors(self) -> Array:
-        return np.zeros((len(self._parts), self._probs.shape[0]))
+        return np.zeros((len(self._ranges), self._probs.shape[0]))
 
     def _cast(self, shift: Tensor) -> Array:
         """Return a K-vector in the rows' precision; constants are free and cost digits."""
-        vector: Array = (shift - shift.mean()).numpy().astype(self._probs.dtype)
-        return vector
+        vector = shift.numpy()
+        centered: Array = (vector - vector.mean()).astype(self._probs.dtype)
+        return centered
 
-    def factor(self, state: StepArrays) -> Factors:
+    def factor(self) -> Factors:
         """Factor every row's Hessian and sum what the coupling needs."""
-        y, zeta = state.y.T.numpy(), state.zeta.T.numpy()
         pull = self._vectors()
 
-        def work(part: int, i: slice) -> float:
+        def work(number: int, rows: tuple[int, int]) -> float:
             return float(
                 _factor(
-                    self._probs[:, i], self._weights[i], y[:, i], zeta[:, i], self._collision,
-                    self._block, self._lead[i], self._scalars[:, i], self._d[:, i],
-                    self._first[:, i], self._second[:, i], pull[part],
+                    rows, self._probs, self._weights, self._y, self._zeta, self._collision,
+                    self._block, self._lead, self._scalars, self._iy, self._iz, self._first,
+                    self._second, pull[number],
                 )
             )  # fmt: skip
 
@@ -326,17 +355,16 @@ class NumbaRows:
             gram.addmm_(e, e.T)
         return Factors(gram.double(), torch.from_numpy(pull.sum(0)), complementarity)
 
-    def predict(self, state: StepArrays, shift: Tensor) -> Prediction:
+    def predict(self, shift: Tensor) -> Prediction:
         """Find the affine direction for the right-hand side ``g + shift``."""
-        y, zeta, vector = state.y.T.numpy(), state.zeta.T.numpy(), self._cast(shift)
-        center, turn = self._vectors(), self._vectors()
-        sums = np.empty((len(self._parts), 4))
+        vector, center, turn = self._cast(shift), self._vectors(), self._vectors()
+        sums = np.empty((len(self._ranges), 4))
 
-        def work(part: int, i: slice) -> None:
+        def work(number: int, rows: tuple[int, int]) -> None:
             _predict(
-                self._probs[:, i], self._weights[i], y[:, i], zeta[:, i], self._collision,
-                self._block, self._lead[i], self._scalars[:, i], self._d[:, i], vector,
-                self._first[:, i], center[part], turn[part], sums[part],
+                rows, self._probs, self._weights, self._y, self._zeta, self._collision,
+                self._block, self._lead, self._scalars, self._iy, self._iz, vector,
+                self._first, center[number], turn[number], sums[number],
             )  # fmt: skip
 
         self._each(work)
@@ -345,31 +373,28 @@ class NumbaRows:
         totals = (torch.from_numpy(parts.sum(0)) for parts in (center, turn))
         return Prediction(low, high, first, second, *totals)
 
-    def correct(self, state: StepArrays, shift: Tensor, target: float) -> Extents:
+    def correct(self, shift: Tensor, target: float) -> Extents:
         """Find the corrected direction, centered on ``y ζ = target``."""
-        y, zeta, vector = state.y.T.numpy(), state.zeta.T.numpy(), self._cast(shift)
-        sums = np.empty((len(self._parts), 2))
-        level = self._probs.dtype.type(target)
+        vector, level = self._cast(shift), self._probs.dtype.type(target)
+        sums = np.empty((len(self._ranges), 2))
 
-        def work(part: int, i: slice) -> None:
+        def work(number: int, rows: tuple[int, int]) -> None:
             _correct(
-                self._probs[:, i], y[:, i], zeta[:, i], self._collision, self._block,
-                self._lead[i], self._scalars[:, i], self._d[:, i], vector, level, self._first[:, i],
-                self._second[:, i], sums[part],
+                rows, self._probs, self._y, self._zeta, self._collision, self._block,
+                self._lead, self._scalars, self._iy, self._iz, vector, level, self._first,
+                self._second, sums[number],
             )  # fmt: skip
 
         self._each(work)
         return Extents(float(sums[:, 0].min()), float(sums[:, 1].min()))
 
-    def advance(self, state: StepArrays, length: float) -> StepArrays:
+    def advance(self, length: float) -> StepArrays:
         """Take a step of the given length along the corrected direction, in place."""
-        y, zeta = state.y.T.numpy(), state.zeta.T.numpy()
+        step = self._probs.dtype.type(length)
 
-        def work(part: int, i: slice) -> None:
-            del part
-            _advance(
-                y[:, i], zeta[:, i], self._second[:, i], self._first[:, i], length, self._block
-            )
+        def work(number: int, rows: tuple[int, int]) -> None:
+            del number
+            _advance(rows, self._y, self._zeta, self._second, self._first, step, self._block)
 
         self._each(work)
-        return state
+        return StepArrays(torch.from_numpy(self._y).T, torch.from_numpy(self._zeta).T)

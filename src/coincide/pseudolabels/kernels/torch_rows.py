@@ -62,8 +62,9 @@ class TorchRows:
         self._rows: _Rows | None = None
 
     def load(self, labels: Tensor, slacks: Tensor) -> StepArrays:
-        """Return the iterate in this backend's layout."""
-        return StepArrays(labels, slacks)
+        """Take the first iterate; the caller's tensors stay untouched."""
+        self._state = StepArrays(labels, slacks)
+        return self._state
 
     def _gradient(self, labels: Tensor) -> Tensor:
         """Return minus the gradient of the row losses, ``(M, K)``."""
@@ -72,9 +73,9 @@ class TorchRows:
         coincidence: Tensor = vecdot(self.probs, labels)
         return self.probs / coincidence[:, None]
 
-    def factor(self, state: StepArrays) -> Factors:
+    def factor(self) -> Factors:
         """Factor every row's Hessian and sum what the coupling needs."""
-        y, zeta = state
+        y, zeta = self._state
         lead = y.argmax(1, keepdim=True)
         gradient = self._gradient(y)
         gradient = gradient - gradient.gather(1, lead)
@@ -107,10 +108,10 @@ class TorchRows:
         assert self._rows is not None
         return (self.weights @ (self._rows.d * projected)).double()
 
-    def predict(self, state: StepArrays, shift: Tensor) -> Prediction:
+    def predict(self, shift: Tensor) -> Prediction:
         """Find the affine direction ``Δy/y`` for the right-hand side ``gradient + shift``."""
         assert self._rows is not None
-        y, zeta = state
+        y, zeta = self._state
         r = self._rows.relative(self._rows.gradient + (shift - shift.mean()).to(y.dtype))
         ratio = self._rows.project(r) / zeta
         self._ratio = ratio
@@ -123,18 +124,19 @@ class TorchRows:
         bend = self._summed(self._rows.project(self._rows.relative(self._bend)))
         return Prediction(float(low), float(high), first, second, center, bend)
 
-    def correct(self, state: StepArrays, shift: Tensor, target: float) -> Extents:
+    def correct(self, shift: Tensor, target: float) -> Extents:
         """Find the corrected direction, centered on ``y ζ = target``."""
         assert self._rows is not None
-        y, zeta = state
+        y, zeta = self._state
         r = self._rows.gradient + (shift - shift.mean()).to(y.dtype) + target / y + self._bend
         self._primal = self._rows.project(self._rows.relative(r)) / zeta
         self._dual = target / (y * zeta) + self._bend / zeta - 1 - self._primal
         return Extents(float(self._primal.min()), float(self._dual.min()))
 
-    def advance(self, state: StepArrays, length: float) -> StepArrays:
+    def advance(self, length: float) -> StepArrays:
         """Take a step of the given length along the corrected direction."""
-        y, zeta = state
+        y, zeta = self._state
         y = y * (1 + length * self._primal)
         zeta = zeta * (1 + length * self._dual)
-        return StepArrays(y / y.sum(1, keepdim=True), zeta)
+        self._state = StepArrays(y / y.sum(1, keepdim=True), zeta)
+        return self._state

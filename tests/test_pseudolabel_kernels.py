@@ -1,0 +1,481 @@
+"""The parts of the solvers, each against brute force, and every backend against the others."""
+
+from __future__ import annotations
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+
+from coincide.pseudolabels import OBJECTIVES, SOLVERS, ProjectedGradient
+from coincide.pseudolabels.em import solve_rows
+from coincide.pseudolabels.kernels import available_backends, choose_backend, dual_rows, row_kernels
+from coincide.pseudolabels.problem import Problem, certify
+from coincide.pseudolabels.projected_gradient import project_to_simplex, row_gradient
+from coincide.pseudolabels.reduction import reduce_problem
+from coincide.pseudolabels.solver import run_solver
+from problems import (
+    OBJECTIVE_NAMES,
+    Array,
+    cvxpy_optimum,
+    degenerate_problems,
+    dual_row_by_enumeration,
+    objective_of,
+    random_labels,
+    random_probs,
+    skewed_prior,
+)
+
+LAWS = settings(max_examples=30, deadline=None)
+seeds = st.integers(0, 2**31 - 1)
+sizes = st.tuples(st.integers(1, 8), st.integers(2, 7))
+
+
+def problem_of(
+    probs: Array,
+    *,
+    fairness: float = 1.0,
+    objective: str = "cce+",
+    backend: str = "torch",
+    dtype: torch.dtype = torch.float64,
+    prior: Array | None = None,
+    weights: Array | None = None,
+) -> Problem:
+    n_classes = probs.shape[1]
+    prior = np.full(n_classes, 1 / n_classes) if prior is None else prior
+    return reduce_problem(
+        torch.from_numpy(probs).to(dtype),
+        prior=torch.from_numpy(prior),
+        fairness=fairness,
+        objective=objective,
+        backend=backend,
+        weights=None if weights is None else torch.from_numpy(weights),
+    ).problem
+
+
+# --- conformance: every solver x objective x backend x dtype --------------------------------
+
+# Reachable gap of each solver after the given steps; rules promise feasibility only.
+PROMISES = {"interior-point": 1e-8, "em": 1e-2, "projected-gradient": 1e-2}
+CASES = [
+    pytest.param(name, objective, backend, dtype, id=f"{name}-{objective}-{backend}-{dtype}")
+    for name, solver in SOLVERS.items()
+    for objective in solver.objectives
+    for backend in available_backends()
+    for dtype in (torch.float64, torch.float32)
+]
+
+
+@pytest.mark.parametrize(("name", "objective", "backend", "dtype"), CASES)
+@pytest.mark.parametrize("shape", [(33, 5), (1, 2), (4, 9), (300, 7)])
+def test_conformance(
+    name: str, objective: str, backend: str, dtype: torch.dtype, shape: tuple[int, int]
+) -> None:
+    probs, prior = random_probs(*shape, seed=3), skewed_prior(shape[1])
+    problem = problem_of(
+        probs, objective=objective, backend=backend, dtype=dtype, prior=prior, fairness=0.5
+    )
+    tol = PROMISES.get(name, np.inf)
+    if dtype == torch.float32:
+        tol = max(tol, 1e-4)
+    outcome = run_solver(SOLVERS[name], problem, tol=tol, max_iter=500)
+    rounding = 1e-12 if dtype == torch.float64 else 1e-5
+    assert outcome.labels.dtype == dtype
+    assert outcome.labels.shape == shape
+    assert bool((outcome.labels >= 0).all())
+    assert float((outcome.labels.double().sum(1) - 1).abs().max()) <= rounding
+    assert outcome.certificate is not None
+    assert outcome.converged
+    assert -rounding <= outcome.certificate.gap <= tol * max(1, outcome.certificate.objective)
+    expected = objective_of(
+        outcome.labels.double().numpy(), probs, prior=prior, fairness=0.5, objective=objective
+    )
+    assert outcome.certificate.objective == pytest.approx(expected, abs=10 * rounding)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVE_NAMES)
+@pytest.mark.parametrize("fairness", [0.0, 1.0, 100.0])
+def test_backends_agree(objective: str, fairness: float) -> None:
+    probs, prior = random_probs(70, 6, scale=4.0), skewed_prior(6)
+    weights = np.random.default_rng(2).uniform(0, 3, 70)
+    outcomes = [
+        run_solver(
+            SOLVERS["interior-point"],
+            problem_of(
+                probs, objective=objective, fairness=fairness, backend=backend, prior=prior,
+                weights=weights,
+            ),
+            tol=1e-9,
+            max_iter=100,
+        )
+        for backend in available_backends()
+    ]  # fmt: skip
+    for outcome in outcomes:
+        assert outcome.converged
+        assert outcome.certificate is not None
+        assert outcomes[0].certificate is not None
+        assert outcome.certificate.objective == pytest.approx(
+            outcomes[0].certificate.objective, abs=1e-8
+        )
+
+
+@pytest.mark.parametrize("backend", available_backends())
+@pytest.mark.parametrize("name", degenerate_problems())
+def test_backends_on_degenerate_problems(backend: str, name: str) -> None:
+    problem = problem_of(degenerate_problems()[name], backend=backend, fairness=100.0)
+    outcome = run_solver(SOLVERS["interior-point"], problem, tol=1e-8, max_iter=200)
+    assert outcome.converged
+    assert bool(torch.isfinite(outcome.labels).all())
+
+
+@pytest.mark.parametrize("collision", [True, False])
+@pytest.mark.parametrize("backend", available_backends())
+def test_sums_over_split_rows_add_up(backend: str, collision: bool) -> None:
+    """What a distributed run relies on: halves of the rows give halves of the system."""
+    probs = torch.from_numpy(random_probs(40, 5))
+    rows = probs if collision else probs.log()
+    labels = torch.from_numpy(random_labels(40, 5))
+    slacks = torch.rand(40, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights = torch.full((40,), 1 / 40, dtype=torch.float64)
+
+    def factors(part: slice) -> tuple[torch.Tensor, torch.Tensor, float]:
+        kernels = row_kernels(backend, rows[part].contiguous(), weights[part], collision=collision)
+        kernels.load(labels[part].clone(), slacks[part] + 0.1)
+        found = kernels.factor()
+        return found.gram.clone().fill_diagonal_(0), found.pull, found.complementarity
+
+    whole, first, second = (factors(part) for part in (slice(0, 40), slice(0, 13), slice(13, 40)))
+    for total, *parts in zip(whole, first, second, strict=True):
+        torch.testing.assert_close(
+            torch.as_tensor(parts[0] + parts[1]), torch.as_tensor(total), rtol=1e-11, atol=1e-13
+        )
+
+
+def test_backend_is_chosen_by_size_and_device_alone() -> None:
+    assert choose_backend(10, torch.device("cpu")) == "torch"
+    assert choose_backend(10**9, torch.device("cpu")) == available_backends()[-1]
+    assert choose_backend(10**9, torch.device("cuda")) == "torch"
+
+
+# --- the lower bound ------------------------------------------------------------------------
+
+
+@LAWS
+@given(
+    seed=seeds,
+    size=sizes,
+    fairness=st.floats(0, 100),
+    objective=st.sampled_from(OBJECTIVE_NAMES),
+    spread=st.floats(0, 6),
+)
+def test_bound_holds_for_any_multipliers(
+    seed: int, size: tuple[int, int], fairness: float, objective: str, spread: float
+) -> None:
+    probs, labels = random_probs(*size, seed=seed), random_labels(*size, seed=seed + 1)
+    prior = random_labels(1, size[1], seed=seed + 2)[0]
+    problem = problem_of(probs, prior=prior, fairness=fairness, objective=objective)
+    multipliers = torch.from_numpy(np.random.default_rng(seed).normal(size=size[1]) * spread)
+    if objective == "cce+":  # its conjugate is finite for positive multipliers
+        multipliers = multipliers.exp()
+    value = objective_of(labels, probs, prior=prior, fairness=fairness, objective=objective)
+    assert problem.lower_bound(multipliers) <= value + 1e-10 * max(1, abs(value))
+    assert problem.value(torch.from_numpy(labels)) == pytest.approx(value, rel=1e-10)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVE_NAMES)
+def test_bound_is_tight_at_the_optimum(objective: str) -> None:
+    probs, prior = random_probs(6, 4), skewed_prior(4)
+    problem = problem_of(probs, prior=prior, objective=objective)
+    outcome = run_solver(SOLVERS["interior-point"], problem, tol=1e-10, max_iter=100)
+    bound = problem.lower_bound(problem.multipliers(problem.mean_label(outcome.labels)))
+    optimum = cvxpy_optimum(probs, prior=prior, fairness=1.0, objective=objective)
+    assert bound == pytest.approx(optimum, abs=1e-6)
+
+
+@LAWS
+@given(seed=seeds, size=sizes, scale=st.floats(0, 12), spread=st.floats(0, 50))
+def test_row_duals_against_enumeration(
+    seed: int, size: tuple[int, int], scale: float, spread: float
+) -> None:
+    probs = random_probs(*size, scale=scale, seed=seed)
+    multipliers = np.random.default_rng(seed + 1).normal(size=size[1]) * spread
+    found = dual_rows(torch.from_numpy(probs), torch.from_numpy(multipliers), collision=True)
+    expected = [dual_row_by_enumeration(row, multipliers) for row in probs]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", degenerate_problems())
+@pytest.mark.parametrize("ties", [False, True])
+def test_row_duals_of_degenerate_rows(name: str, ties: bool) -> None:
+    probs = degenerate_problems()[name]
+    n_classes = probs.shape[1]
+    multipliers = np.zeros(n_classes) if ties else np.linspace(-3, 40, n_classes)
+    found = dual_rows(torch.from_numpy(probs), torch.from_numpy(multipliers), collision=True)
+    expected = [dual_row_by_enumeration(row, multipliers) for row in probs]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12, atol=1e-11)
+
+
+def test_row_duals_of_shannon_are_a_minimum_over_corners() -> None:
+    probs, multipliers = random_probs(9, 4), np.array([0.3, -2, 5, 0])
+    found = dual_rows(torch.from_numpy(probs), torch.from_numpy(multipliers), collision=False)
+    np.testing.assert_allclose(found, (-np.log(probs) - multipliers).min(1), rtol=1e-12)
+
+
+def test_row_duals_drop_by_a_common_constant() -> None:
+    probs, multipliers = (
+        torch.from_numpy(random_probs(9, 4)),
+        torch.tensor([0.3, -2, 5, 0]).double(),
+    )
+    plain, moved = (
+        dual_rows(probs, multipliers.double() + shift, collision=True) for shift in (0.0, 1000.0)
+    )
+    torch.testing.assert_close(moved, plain - 1000, rtol=1e-12, atol=0)
+
+
+# --- gradients and curvatures against autograd ----------------------------------------------
+
+
+@pytest.mark.parametrize("objective", OBJECTIVE_NAMES)
+def test_row_gradient_is_that_of_the_objective(objective: str) -> None:
+    weights = np.linspace(0.5, 2, 7)
+    problem = problem_of(
+        random_probs(7, 4), prior=skewed_prior(4), objective=objective, weights=weights
+    )
+    labels = torch.from_numpy(random_labels(7, 4))
+    found = row_gradient(problem, labels).numpy()
+    for row, column in [(0, 0), (3, 2), (6, 3)]:
+        step = torch.zeros_like(labels)
+        step[row, column] = 1e-6
+        slope = (problem.value(labels + step) - problem.value(labels - step)) / 2e-6
+        assert found[row, column] == pytest.approx(slope, rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVE_NAMES)
+@pytest.mark.parametrize("fairness", [0.0, 0.7])
+def test_couplings_against_autograd(objective: str, fairness: float) -> None:
+    coupling = OBJECTIVES[objective].coupling
+    prior = torch.from_numpy(skewed_prior(4))
+    mean_label = torch.from_numpy(random_labels(1, 4)[0]).requires_grad_()
+    value = coupling.value(mean_label, prior, fairness)
+    multipliers = coupling.multipliers(mean_label.detach(), prior, fairness)
+    curvature = coupling.curvature(mean_label.detach(), prior, fairness)
+    if fairness == 0:
+        assert float(value.detach()) == 0
+        assert not multipliers.any()
+        assert not curvature.any()
+        return
+    (slope,) = torch.autograd.grad(value, mean_label, create_graph=True)
+    (bend,) = torch.autograd.grad(slope.sum(), mean_label)
+    torch.testing.assert_close(multipliers, -slope.detach(), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(curvature, bend, rtol=1e-12, atol=1e-13)
+    # Fenchel-Young with equality: Φ(ȳ) = -w·ȳ - conjugate(w) where w = -Φ'(ȳ).
+    conjugate = coupling.conjugate(multipliers, prior, fairness)
+    expected = -multipliers @ mean_label - conjugate
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+
+
+# --- the M-step -----------------------------------------------------------------------------
+
+
+def m_step_residual(probs: Array, coefficients: Array, labels: Array) -> Array:
+    """KKT: ``y_k (1 + a - σ_k/x) = c_k`` everywhere, and ``σ_k/x <= 1 + a`` where ``y_k = 0``."""
+    level = 1 + coefficients.sum(1, keepdims=True)
+    pull = probs / (probs * labels).sum(1, keepdims=True)
+    stationary = np.abs(labels * (level - pull) - coefficients) / level
+    optimal = np.where(labels == 0, np.maximum(pull - level, 0) / level, 0)
+    return np.maximum(stationary, optimal).max(1)
+
+
+@LAWS
+@given(seed=seeds, size=sizes, scale=st.floats(0, 10), spread=st.floats(0, 12))
+def test_m_step_satisfies_kkt(
+    seed: int, size: tuple[int, int], scale: float, spread: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    probs = random_probs(*size, scale=scale, seed=seed)
+    coefficients = np.exp(rng.normal(size=size) * spread)
+    coefficients[rng.random(size) < 0.3] = 0  # the cases of the supplement
+    labels = solve_rows(torch.from_numpy(probs), torch.from_numpy(coefficients)).numpy()
+    np.testing.assert_allclose(labels.sum(1), 1, atol=1e-12)
+    assert (labels >= 0).all()
+    assert m_step_residual(probs, coefficients, labels).max() <= 1e-10
+
+
+def m_step_objective(probs: Array, coefficients: Array, labels: Array) -> float:
+    positive = coefficients > 0
+    with np.errstate(divide="ignore"):
+        pulls = coefficients[positive] @ np.log(labels[positive])
+    return float(-np.log(probs @ labels) - pulls)
+
+
+@pytest.mark.parametrize(
+    "coefficients",
+    [[0.3, 0.2, 0.4], [50.0, 1.0, 3.0], [0.5, 0.0, 0.5], [0.0, 0.1, 0.1], [0.0, 0.0, 0.2]],
+)
+@pytest.mark.parametrize("probs", [[0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]])
+def test_m_step_against_scipy(probs: list[float], coefficients: list[float]) -> None:
+    sigma, c = np.array(probs), np.array(coefficients)
+    found = solve_rows(torch.from_numpy(sigma[None]), torch.from_numpy(c[None])).numpy()[0]
+    other = minimize(
+        lambda y: m_step_objective(sigma, c, y),
+        np.full(3, 1 / 3),
+        method="SLSQP",
+        bounds=[(1e-12, 1)] * 3,
+        constraints={"type": "eq", "fun": lambda y: y.sum() - 1},
+        options={"ftol": 1e-14, "maxiter": 500},
+    )
+    value = m_step_objective(sigma, c, found)
+    assert value == pytest.approx(other.fun, abs=1e-8)
+    assert value <= other.fun + 1e-9
+    np.testing.assert_allclose(found, other.x, atol=1e-4)
+
+
+def m_step_in_many_digits(probs: Array, coefficients: Array) -> Array:
+    """Solve ``Σ_k c_k / (1 + a - σ_k/x) = 1`` by bisection on ``ln d`` with 400 digits."""
+    with mpmath.workdps(400):
+        ratio = [mpmath.mpf(p) / mpmath.mpf(max(probs)) for p in probs]
+        c = [mpmath.mpf(value) for value in coefficients]
+        level = 1 + mpmath.fsum(c)
+
+        def labels(d: mpmath.mpf) -> list[mpmath.mpf]:
+            return [ck / ((1 - rk) * level + rk * d) for ck, rk in zip(c, ratio, strict=True)]
+
+        low, high = mpmath.log(min(c)) - 1, mpmath.log(level)
+        for _ in range(120):
+            middle = (low + high) / 2
+            above = mpmath.fsum(labels(mpmath.exp(middle))) > 1
+            low, high = (middle, high) if above else (low, middle)
+        return np.array([float(value) for value in labels(mpmath.exp(low))])
+
+
+@pytest.mark.parametrize("smallest", [1e-300, 1e-100, 1e-20, 1e-3])
+@pytest.mark.parametrize("probs", [[0.7, 0.2, 0.1], [0.5, 0.5, 0.0], [1 - 2e-38, 1e-38, 1e-38]])
+def test_m_step_keeps_its_digits_with_tiny_coefficients(
+    probs: list[float], smallest: float
+) -> None:
+    sigma = np.array(probs)
+    for order in ([0, 1, 2], [1, 2, 0], [2, 0, 1]):
+        c = np.array([smallest, 1e-2, 2.0])[order]
+        found = solve_rows(torch.from_numpy(sigma[None]), torch.from_numpy(c[None])).numpy()[0]
+        np.testing.assert_allclose(found, m_step_in_many_digits(sigma, c), rtol=1e-9)
+
+
+def test_m_step_with_all_coefficients_tiny_or_zero() -> None:
+    probs = torch.tensor([[0.7, 0.2, 0.1]] * 2, dtype=torch.float64)
+    coefficients = torch.tensor([[1e-300] * 3, [0.0] * 3], dtype=torch.float64)
+    labels = solve_rows(probs, coefficients)
+    torch.testing.assert_close(labels, torch.tensor([[1.0, 0, 0]] * 2).double(), atol=1e-14, rtol=0)
+
+
+@LAWS
+@given(seed=seeds, size=sizes, scale=st.floats(0, 6), spread=st.floats(0, 6))
+def test_m_step_in_float32(seed: int, size: tuple[int, int], scale: float, spread: float) -> None:
+    rng = np.random.default_rng(seed)
+    probs = random_probs(*size, scale=scale, seed=seed).astype(np.float32)
+    coefficients = np.exp(rng.normal(size=size) * spread).astype(np.float32)
+    coefficients[rng.random(size) < 0.2] = 0
+    labels = solve_rows(torch.from_numpy(probs), torch.from_numpy(coefficients))
+    assert labels.dtype == torch.float32
+    assert bool((labels >= 0).all())
+    torch.testing.assert_close(labels.sum(1), torch.ones(size[0]), atol=1e-5, rtol=0)
+    exact = solve_rows(
+        torch.from_numpy(probs).double(), torch.from_numpy(coefficients).double()
+    ).numpy()
+    for row in range(size[0]):
+        values = [
+            m_step_objective(probs[row].astype(float), coefficients[row].astype(float), y)
+            for y in (labels[row].double().numpy() / labels[row].double().sum().item(), exact[row])
+        ]
+        assert values[0] - values[1] <= 1e-5 * (1 + coefficients[row].sum())
+
+
+@LAWS
+@given(
+    seed=seeds,
+    size=sizes,
+    fairness=st.floats(0, 100),
+    hard=st.booleans(),
+)
+def test_em_never_rises(seed: int, size: tuple[int, int], fairness: float, hard: bool) -> None:
+    probs = random_probs(*size, seed=seed)
+    prior = random_labels(1, size[1], seed=seed + 1)[0]
+    problem = problem_of(probs, prior=prior, fairness=fairness)
+    start = torch.from_numpy(random_labels(*size, seed=seed + 2)) if hard else None
+    solver = SOLVERS["em"]
+    state = solver.start(problem, start, 1e-6)
+    value = problem.value(state.labels)
+    for _ in range(8):
+        state = solver.step(problem, state)
+        new = problem.value(state.labels)
+        assert new <= value + 1e-11 * max(1, abs(value))
+        value = new
+
+
+# --- projected gradient ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 100.0])
+def test_projection_satisfies_its_optimality_conditions(scale: float) -> None:
+    """``y`` projects ``p`` if ``(p - y)·(z - y) <= 0`` for every corner ``z``."""
+    points = np.random.default_rng(0).normal(size=(50, 6)) * scale
+    labels = project_to_simplex(torch.from_numpy(points)).numpy()
+    np.testing.assert_allclose(labels.sum(1), 1, atol=1e-12)
+    assert (labels >= 0).all()
+    residual = points - labels
+    assert (residual.max(1) - (residual * labels).sum(1)).max() <= 1e-11 * (1 + scale)
+
+
+def test_projection_against_brute_force() -> None:
+    points = np.random.default_rng(1).normal(size=(20, 3))
+    grid = np.arange(0, 1001) / 1000
+    a, b = (g.ravel() for g in np.meshgrid(grid, grid))
+    corners = np.stack((a, b, 1 - a - b), 1)[a + b <= 1 + 1e-12]
+    for point, label in zip(points, project_to_simplex(torch.from_numpy(points)), strict=True):
+        best = np.sqrt(((corners - point) ** 2).sum(1).min())
+        distance = float(np.linalg.norm(label.numpy() - point))
+        assert distance <= best + 1e-12
+        assert best - distance <= 2e-3
+
+
+@LAWS
+@given(seed=seeds, size=sizes)
+def test_projection_is_idempotent(seed: int, size: tuple[int, int]) -> None:
+    points = torch.from_numpy(np.random.default_rng(seed).normal(size=size) * 3)
+    once = project_to_simplex(points)
+    torch.testing.assert_close(project_to_simplex(once), once, atol=1e-14, rtol=0)
+    inside = torch.from_numpy(random_labels(*size, seed=seed))
+    torch.testing.assert_close(project_to_simplex(inside), inside, atol=1e-14, rtol=0)
+    # A row constant moves nothing.
+    torch.testing.assert_close(project_to_simplex(points + 5), once, atol=1e-13, rtol=0)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVE_NAMES)
+def test_line_search_never_rises(objective: str) -> None:
+    problem = problem_of(random_probs(30, 4), prior=skewed_prior(4), objective=objective)
+    solver = SOLVERS["projected-gradient"]
+    state = solver.start(problem, None, 1e-6)
+    values = [problem.value(state.labels)]
+    for _ in range(30):
+        state = solver.step(problem, state)
+        values.append(problem.value(state.labels))
+    assert (np.diff(values) <= 1e-14).all()
+    assert values[-1] < values[0] - 1e-2
+
+
+def test_fixed_step_is_the_written_formula() -> None:
+    problem = problem_of(random_probs(5, 3), objective="cce")
+    labels = torch.from_numpy(random_labels(5, 3))
+    solver = ProjectedGradient(step_size=0.1)
+    state = solver.step(problem, solver.start(problem, labels, 1e-6))
+    expected = project_to_simplex(labels - 0.1 * row_gradient(problem, labels))
+    torch.testing.assert_close(state.labels, expected)
+
+
+def test_certificate_of_labels_that_empty_a_wanted_class() -> None:
+    problem = problem_of(random_probs(6, 3))
+    certificate = certify(problem, torch.eye(3, dtype=torch.float64)[[0, 0, 1, 1, 0, 1]])
+    assert certificate.objective == np.inf
+    assert not certificate.within(1e-3)
