@@ -271,7 +271,7 @@ def test_predict_labels_new_rows(run, tmp_path, capsys):
     np.save(tmp_path / "classes.npy", Y[::-1][:50])
     capsys.readouterr()
     assert main(["predict", "run", "new.npy", "--labels", "classes.npy"]) == 0
-    expected = CollisionClustering.load(run).predict(X[::-1][:50])
+    expected = CollisionClustering.load(run).predict(X[::-1][:50].copy())
     found = [int(row["cluster"]) for row in rows_of(run / "predictions.csv")]
     assert found == expected.tolist()
     assert names(run) == RUN_FILES | {"predictions.csv"}

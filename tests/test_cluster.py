@@ -239,7 +239,7 @@ def test_well_separated_blobs_are_found(k):
         {"network": "mlp"},
         {"init": "k-means"},
         {"scaling": "standard"},
-        {"scaling": "none"},
+        {"scaling": "none", "n_init": 5},
         {"objective": "cce"},
         {"solver": "em", "n_init": 1, "max_epochs": 10, "weight_decay": 0.01},  # slow steps
         {"solver": "projected-gradient"},

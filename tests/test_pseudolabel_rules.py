@@ -127,11 +127,11 @@ def test_the_gap_that_the_interior_point_expects_is_the_certified_one(
     problem = Problem(
         probs=probs,
         weights=torch.full((80,), 1 / 80, dtype=torch.float64),
-        prior=torch.full((5,), 0.2, dtype=torch.float64),
+        prior=np.full(5, 0.2),
         fairness=1.0,
         objective=OBJECTIVES[objective],
         backend="torch",
-        held=torch.zeros(5, dtype=torch.float64),
+        held=np.zeros(5),
     )
     outcome = run_uncertified(SOLVERS["interior-point"], problem, tol=tol, max_iter=50)
     assert outcome.converged

@@ -100,6 +100,8 @@ def test_optimum_of_cvxpy_with_known_rows_and_weights(objective: str) -> None:
     assert objective_of(found.labels, probs, weights=weights, **arguments) == pytest.approx(
         found.objective, rel=1e-10
     )
+    assert found.lower_bound == pytest.approx(expected, abs=1e-6)
+    assert_certified(found, EXACT)
     np.testing.assert_array_equal(found.labels[[0, 5, 7]], np.eye(4)[[3, 0, 3]])
     np.testing.assert_allclose(found.mean_label, weights / weights.sum() @ found.labels)
 

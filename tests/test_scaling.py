@@ -152,7 +152,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
     rows = torch.ones(400, 250)
     torch.manual_seed(0)
     changed = VectorView(dropout=0.3)(rows)
-    assert changed.unique().tolist() == pytest.approx([0, 1 / 0.7])
+    assert changed.unique().tolist() == pytest.approx([0, 1 / 0.7], rel=1e-4)
     assert float((changed == 0).float().mean()) == pytest.approx(0.3, abs=0.01)
     assert bool((rows == 1).all())
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,6 +12,7 @@ from coincide.losses import collision_cross_entropy
 from coincide.methods import CollisionMethod
 from coincide.pseudolabels import solve_pseudo_labels
 from coincide.training import EpochRecord, Trainer, TrainingConfig
+from coincide.training.config import _LEAST_EPOCHS
 
 M, D, K = 53, 4, 3
 
@@ -77,12 +79,12 @@ def test_steps_of_an_epoch(rows, steps):
 
 
 @pytest.mark.parametrize("rows", [2, 1000, 1001, 20_000, 10**6])
-def test_epochs_by_default_are_at_least_eight_and_160_steps_but_no_more(rows):
-    config = TrainingConfig()
+def test_epochs_by_default_are_few_and_at_least_160_steps_but_no_more(rows):
+    config = TrainingConfig(batch_size=1000)
     epochs, steps = config.epochs(rows), config.steps_per_epoch(rows)
-    assert epochs >= 8
+    assert epochs >= _LEAST_EPOCHS
     assert epochs * steps >= 160
-    assert epochs == 8 or (epochs - 1) * steps < 160
+    assert epochs == _LEAST_EPOCHS or (epochs - 1) * steps < 160
 
 
 def test_epochs_as_asked():
@@ -139,10 +141,10 @@ def test_the_learning_rate_holds_and_then_falls_to_zero():
     trainer = Trainer(head(), Watching(), lambda x: x, config)
     trainer.fit(inputs(), generator=seeded())
     steps = 4 * 6
-    expected = [0.4 * min(1, 2 * (1 - step / steps)) for step in range(steps)]
+    expected = [0.4 * min(1, 4 * (1 - step / steps)) for step in range(steps)]
     assert rates == pytest.approx(expected)
-    assert rates[: steps // 2 + 1] == pytest.approx([0.4] * (steps // 2 + 1))
-    assert 0 < rates[-1] < 0.4 / 10
+    assert rates[: 3 * steps // 4] == pytest.approx([0.4] * (3 * steps // 4))
+    assert 0 < rates[-1] < 0.4 / 5
 
 
 def test_a_single_pass_of_a_stream_keeps_the_learning_rate():
@@ -300,7 +302,7 @@ def test_the_network_trains_in_training_mode():
 
 def method_of(**changes):
     settings = {
-        "prior": torch.full((K,), 1 / K, dtype=torch.float64),
+        "prior": np.full(K, 1 / K),
         "fairness": 100.0,
         "objective": "cce+",
         "solver": "interior-point",

@@ -42,10 +42,12 @@ __all__ = ["ClusteringWarning", "CollisionClustering", "ModelError"]
 _OWNER = "CollisionClustering"
 _INITS = ("random", "k-means")
 
-_LABEL_TOL = 0.1  # of a batch's pseudo-labels; a hundredth of it for the reported objective
+_LABEL_TOL = 0.05  # of a batch's pseudo-labels; a hundredth of it for the reported objective
 _JUDGED_ROWS = 5_000  # on which restarts are compared
 _ENTRIES_PER_RESTART = 500_000
 _MOST_RESTARTS = 10
+_ROWS_PER_BATCH = 500
+_ROWS_PER_CLUSTER = 8
 _STUCK = 0.98  # of ln K
 _MERGED = 0.9  # cosine between the probabilities of two clusters
 _RESTLESS = 0.1  # share of rows that still change cluster in the last epoch
@@ -84,9 +86,10 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     n_init : int or "auto"
         Restarts. ``"auto"`` makes up to 10 on small data and one from 500,000 rows x clusters.
     max_epochs : int, optional
-        Passes over the data; by default at least 8, and at least 160 steps.
-    batch_size : int
-        Rows a step. Larger than K several times over, or the batch cannot show every cluster.
+        Passes over the data; by default at least 4, and at least 160 steps.
+    batch_size : int or "auto"
+        Rows a step, several times K, or a batch cannot show every cluster. ``"auto"``: 500, or
+        8 K where that is more.
     learning_rate, momentum, weight_decay : float
         Of stochastic gradient descent. The weight decay sets how soft the predictions stay.
     view_dropout, view_noise : float
@@ -150,7 +153,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         scaling: str = "unit-norm",
         n_init: int | str = "auto",
         max_epochs: int | None = None,
-        batch_size: int = 1000,
+        batch_size: int | str = "auto",
         learning_rate: float = 0.3,
         momentum: float = 0.9,
         weight_decay: float = 0.1,
@@ -518,7 +521,9 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             )
         check_real(self.view_noise, "view_noise", _OWNER)
         config = TrainingConfig(
-            batch_size=check_integer(self.batch_size, "batch_size", _OWNER, low=2),
+            batch_size=max(_ROWS_PER_BATCH, _ROWS_PER_CLUSTER * self.n_clusters)
+            if self.batch_size == "auto"
+            else check_integer(self.batch_size, "batch_size", _OWNER, low=2),
             learning_rate=check_real(self.learning_rate, "learning_rate", _OWNER, open_low=True),
             momentum=check_real(self.momentum, "momentum", _OWNER),
             weight_decay=check_real(self.weight_decay, "weight_decay", _OWNER),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 SCALINGS = ("unit-norm", "standard", "none")
 
-_ENTRIES_PER_BLOCK = 4_000_000
+_ENTRIES_PER_BLOCK = 1_000_000
 _KEPT_ENTRIES = 250_000_000  # 1 GB of float32: below this the scaled rows stay in memory
 
 
@@ -68,7 +68,7 @@ class Scaling:
 def fit_scaling(
     features: NDArray[Any], kind: str, weights: NDArray[np.float64] | None = None
 ) -> Scaling:
-    """Return the scaling of these features, from one pass in float64.
+    """Return the scaling of these features, from one pass: float32 blocks, float64 sums.
 
     Parameters
     ----------
@@ -81,10 +81,10 @@ def fit_scaling(
     width = features.shape[1]
     total, first, second = 0.0, np.zeros(width), np.zeros(width)
     # Shifted by one row, so that a large common offset costs no digits.
-    origin = np.asarray(features[0], np.float64)
+    origin = np.asarray(features[0], np.float32)
     for block in row_blocks(*features.shape):
-        rows = np.asarray(features[block], np.float64) - origin
-        mass = np.ones(len(rows)) if weights is None else weights[block]
+        rows = np.asarray(features[block], np.float32) - origin
+        mass = np.ones(len(rows), np.float32) if weights is None else weights[block]
         total += float(mass.sum())
         first += mass @ rows
         second += mass @ (rows * rows)
@@ -99,7 +99,7 @@ def fit_scaling(
 
 
 def row_blocks(rows: int, columns: int) -> Iterator[slice]:
-    """Yield slices that cover the rows in blocks of a few million entries."""
+    """Yield slices that cover the rows in blocks of about a million entries."""
     step = max(1, _ENTRIES_PER_BLOCK // max(columns, 1))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))

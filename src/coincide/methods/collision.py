@@ -13,6 +13,7 @@ from torch import Tensor
 
 from coincide.losses import collision_cross_entropy
 from coincide.pseudolabels import SOLVERS
+from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Certificate, Problem
 from coincide.pseudolabels.reduction import reduce_problem
 from coincide.pseudolabels.solver import run_solver, run_uncertified
@@ -26,7 +27,7 @@ class CollisionMethod:
 
     Parameters
     ----------
-    prior : Tensor of shape (K,), float64
+    prior : array of shape (K,), float64
     fairness : float
         ``λ``, relative to the mean loss.
     objective, solver : str
@@ -37,7 +38,7 @@ class CollisionMethod:
         The row kernels of the solver.
     """
 
-    prior: Tensor
+    prior: Vector
     fairness: float
     objective: str
     solver: str
@@ -47,7 +48,7 @@ class CollisionMethod:
     def labels(self, logits: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the soft labels of a batch, ``(M, K)`` in the dtype of the logits."""
         solver = SOLVERS[self.solver]
-        problem = self._problem(logits, weights)
+        problem = self._problem(logits.float(), weights)
         found = run_uncertified(solver, problem, tol=self.label_tol, max_iter=solver.max_iter)
         return found.labels.to(logits.dtype)
 
@@ -63,7 +64,7 @@ class CollisionMethod:
         solver = SOLVERS[self.solver]
         found = run_solver(
             solver,
-            self._problem(logits, weights),
+            self._problem(logits.double(), weights),
             tol=self.label_tol * _SHARPER,
             max_iter=solver.max_iter,
         )
@@ -72,8 +73,8 @@ class CollisionMethod:
 
     def _problem(self, logits: Tensor, weights: Tensor | None) -> Problem:
         return reduce_problem(
-            torch.softmax(logits.detach().double(), 1),
-            prior=self.prior.to(logits.device),
+            torch.softmax(logits.detach(), 1),
+            prior=self.prior,
             fairness=self.fairness,
             objective=self.objective,
             backend=self.backend,

@@ -15,9 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Problem
 
 _NEWTON_STEPS = 60
@@ -30,7 +32,7 @@ class EMState:
     labels: Tensor
     expected_gap: float = 0.0
     stalled: bool = False
-    multipliers: Tensor | None = None
+    multipliers: Vector | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class ExpectationMaximization:
 
     name: ClassVar[str] = "em"
     objectives: ClassVar[tuple[str, ...]] = ("cce+",)
+    minimizes: ClassVar[bool] = True
     max_iter: ClassVar[int] = 1000
     check_every: ClassVar[int] = 10
 
@@ -50,8 +53,10 @@ class ExpectationMaximization:
     def step(self, problem: Problem, state: EMState) -> EMState:
         """One sweep: E-step and M-step."""
         mean_label = problem.mean_label(state.labels)
-        pull = problem.multipliers(mean_label).nan_to_num(posinf=0.0)  # 0/0: a class nobody has
-        labels = solve_rows(problem.probs, state.labels * pull.to(state.labels.dtype))
+        # A class that nobody holds any more has infinite multipliers and no labels to scale.
+        multipliers = np.nan_to_num(problem.multipliers(mean_label), posinf=0.0)
+        scale = torch.from_numpy(multipliers).to(state.labels)
+        labels = solve_rows(problem.probs, state.labels * scale)
         return EMState(labels)
 
 

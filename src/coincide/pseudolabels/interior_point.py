@@ -27,11 +27,13 @@ from scipy.linalg import lapack
 from torch import Tensor
 
 from coincide.pseudolabels.kernels import RowKernels, StepArrays, row_kernels
+from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Problem
 
 _TO_BOUNDARY = 0.995
 _CENTERING_POWER = 3
-_SHARE_OF_TOL = 0.3
+_SHARE_OF_TOL = 0.1
+_ROUNDING = 1e-12  # of the gap, for each unit of fairness
 
 
 @dataclass
@@ -39,7 +41,7 @@ class InteriorPointState:
     """The iterate, the kernels that hold its work arrays, and the gap it expects."""
 
     arrays: StepArrays
-    multipliers: Tensor
+    multipliers: Vector
     kernels: RowKernels
     tol: float
     expected_gap: float = float("inf")
@@ -63,13 +65,14 @@ class InteriorPoint:
 
     name: ClassVar[str] = "interior-point"
     objectives: ClassVar[tuple[str, ...]] = ("cce+", "cce", "ce+kl")
+    minimizes: ClassVar[bool] = True
     max_iter: ClassVar[int] = 200
     check_every: ClassVar[int] = 1
     warmth: float = field(default=1e-2)
 
     def start(self, problem: Problem, labels: Tensor | None, tol: float) -> InteriorPointState:
         """Return an interior iterate, from the given labels or from uniform ones."""
-        rows = problem.probs if problem.objective.collision else _finite_logs(problem)
+        rows = problem.probs if problem.objective.collision else problem.finite_logs()
         kernels = row_kernels(
             problem.backend, rows, problem.weights, collision=problem.objective.collision
         )
@@ -80,7 +83,7 @@ class InteriorPoint:
             rows / torch.linalg.vecdot(rows, y)[:, None] if problem.objective.collision else rows
         )
         multipliers = problem.multipliers(problem.mean_label(y))
-        pull = slope + (multipliers - multipliers.max()).to(y.dtype)
+        pull = slope + torch.from_numpy(multipliers - multipliers.max()).to(y)
         zeta = 1 + pull.amax(1, keepdim=True) - pull
         return InteriorPointState(kernels.load(y, zeta), multipliers, kernels, tol)
 
@@ -88,7 +91,7 @@ class InteriorPoint:
         """Take one predictor-corrector step; mark the state when the system breaks down."""
         kernels, arrays, multipliers = state.kernels, state.arrays, state.multipliers
         factors = kernels.factor()
-        mean_label = problem.mean_label(arrays.y)
+        mean_label = factors.mean_label + problem.held
         off = multipliers - problem.multipliers(mean_label)
         coupling = _Coupling(factors.gram, problem.curvature(mean_label), off)
         if coupling.broken:
@@ -104,7 +107,8 @@ class InteriorPoint:
         mean = now / (arrays.y.shape[1] * float(problem.weights.sum()))
         target = mean * min(1.0, max(ahead / now, 0.0)) ** _CENTERING_POWER
         # Closer to the boundary than the tolerance asks, rounding would be all that moves.
-        target = max(target, _SHARE_OF_TOL * state.tol / arrays.y.shape[1])
+        floor = max(_SHARE_OF_TOL * state.tol, _ROUNDING * (1 + problem.fairness))
+        target = max(target, floor / arrays.y.shape[1])
 
         change = coupling.solve(pull + target * affine.center + affine.bend)
         extents = kernels.correct(multipliers - change, target)
@@ -115,7 +119,9 @@ class InteriorPoint:
             state.stalled = True
             return state
         state.arrays = kernels.advance(length)
-        state.multipliers = problem.valid_multipliers(multipliers - length * change, state.arrays.y)
+        state.multipliers = multipliers - length * change
+        if not problem.bounded_by(state.multipliers):
+            state.multipliers = problem.multipliers(problem.mean_label(state.labels))
         state.expected_gap = (1 - length) * now + length * target * arrays.y.shape[1]
         return state
 
@@ -123,42 +129,31 @@ class InteriorPoint:
 class _Coupling:
     """The K×K system that ties the rows together through the mean label, on the CPU."""
 
-    def __init__(self, gram: Tensor, curvature: Tensor, off: Tensor) -> None:
-        matrix = -gram.cpu().numpy()
+    def __init__(self, gram: Vector, curvature: Vector, off: Vector) -> None:
+        matrix = -gram
         np.fill_diagonal(matrix, 0)
         # The rows of Σ P_i sum to 0: their diagonal follows from the rest without cancellation.
         np.fill_diagonal(matrix, -matrix.sum(1))
         self._matrix = matrix
-        self._device = gram.device
-        self._root = np.sqrt(curvature.cpu().numpy())
-        bent = self._root > 0
-        self._off = np.divide(off.cpu().numpy(), self._root, out=np.zeros(len(bent)), where=bent)
+        self._root = np.sqrt(curvature)
+        self._off = np.divide(off, self._root, out=np.zeros_like(off), where=self._root > 0)
         system = self._root[:, None] * matrix * self._root
-        system.flat[:: len(bent) + 1] += 1
+        system.flat[:: len(off) + 1] += 1
         self._factor, info = lapack.dpotrf(system, lower=1, overwrite_a=1)
         self.broken = info != 0
 
-    def apply(self, vector: Tensor) -> Tensor:
+    def apply(self, vector: Vector) -> Vector:
         """Return ``(Σ_i ω_i P_i) vector``."""
-        return torch.from_numpy(self._matrix @ vector.cpu().numpy()).to(self._device)
+        product: Vector = self._matrix @ vector
+        return product
 
-    def solve(self, pull: Tensor) -> Tensor:
+    def solve(self, pull: Vector) -> Vector:
         """Return ``s = -Δw``, from ``pull = Σ_i ω_i P_i r_i``."""
-        right = self._root * pull.cpu().numpy() + self._off
-        scaled, _ = lapack.dpotrs(self._factor, right, lower=1)
-        return torch.from_numpy(self._root * scaled).to(self._device)
+        scaled, _ = lapack.dpotrs(self._factor, self._root * pull + self._off, lower=1)
+        change: Vector = self._root * scaled
+        return change
 
 
 def _limit(rate: float) -> float:
     """Return the longest step along which ``1 - step · rate`` stays non-negative."""
     return 1 / rate if rate > 0 else float("inf")
-
-
-def _finite_logs(problem: Problem) -> Tensor:
-    """Return ``ln σ`` with a cost for ``σ = 0`` that no fairness can outweigh."""
-    logs = problem.probs.log()
-    lowest = logs[torch.isfinite(logs)].min()
-    range_of_multipliers = problem.fairness * (
-        1 - float(problem.prior[problem.prior > 0].log().min())
-    )
-    return torch.where(torch.isfinite(logs), logs, lowest - 10 * (1 + range_of_multipliers))

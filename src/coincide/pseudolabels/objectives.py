@@ -15,84 +15,99 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp, xlogy
+
+Vector = NDArray[np.float64]
 
 
 class Coupling(Protocol):
     """A separable convex function ``Φ`` of the mean label ``ȳ``, with ``λ Φ`` in the objective.
 
-    All methods take and return float64 tensors of shape ``(K,)`` or scalars.
+    Vectors are float64 arrays of shape ``(K,)``: whatever has K entries lives on the CPU.
     """
 
-    def value(self, mean_label: Tensor, prior: Tensor, fairness: float) -> Tensor:
+    def value(self, mean_label: Vector, prior: Vector, fairness: float) -> float:
         """Return ``Φ(ȳ)``."""
         ...
 
-    def multipliers(self, mean_label: Tensor, prior: Tensor, fairness: float) -> Tensor:
+    def multipliers(self, mean_label: Vector, prior: Vector, fairness: float) -> Vector:
         """Return ``w = -Φ'(ȳ)``, the dual variables that a mean label proposes."""
         ...
 
-    def curvature(self, mean_label: Tensor, prior: Tensor, fairness: float) -> Tensor:
+    def curvature(self, mean_label: Vector, prior: Vector, fairness: float) -> Vector:
         """Return ``Φ''(ȳ)``, the diagonal of the Hessian."""
         ...
 
-    def conjugate(self, multipliers: Tensor, prior: Tensor, fairness: float) -> Tensor:
+    def conjugate(self, multipliers: Vector, prior: Vector, fairness: float) -> float:
         """Return ``sup_a [-w·a - Φ(a)]``, so that ``Φ(ȳ) >= -w·ȳ - conjugate(w)``."""
         ...
+
+
+_TINY = np.finfo(np.float64).tiny
+
+
+def _where_positive(prior: Vector, above: Vector, below: Vector) -> Vector:
+    """Return ``above/below`` where the prior is positive, 0 elsewhere; infinite for 1/0."""
+    with np.errstate(divide="ignore"):
+        return np.divide(above, below, out=np.zeros_like(prior), where=prior > 0)
 
 
 @dataclass(frozen=True)
 class ReverseKL:
     """``λ KL(u ‖ ȳ)``, the fairness term of (11): infinite as soon as a class is empty."""
 
-    def value(self, mean_label: Tensor, prior: Tensor, fairness: float) -> Tensor:
+    def value(self, mean_label: Vector, prior: Vector, fairness: float) -> float:
         """Return ``λ Σ u ln(u/ȳ)``; classes with ``u = 0`` count nothing."""
-        return fairness * (torch.xlogy(prior, prior) - torch.xlogy(prior, mean_label)).sum()
+        if fairness == 0:
+            return 0.0
+        return fairness * float((xlogy(prior, prior) - xlogy(prior, mean_label)).sum())
 
-    def multipliers(self, mean_label: Tensor, prior: Tensor, fairness: float) -> Tensor:
+    def multipliers(self, mean_label: Vector, prior: Vector, fairness: float) -> Vector:
         """Return ``w = λ u/ȳ``; 0 where ``u = 0``."""
-        return torch.where(prior > 0, fairness * prior / mean_label, 0.0)
+        if fairness == 0:
+            return np.zeros_like(prior)
+        return _where_positive(prior, fairness * prior, mean_label)
 
-    def curvature(self, mean_label: Tensor, prior: Tensor, fairness: float) -> Tensor:
+    def curvature(self, mean_label: Vector, prior: Vector, fairness: float) -> Vector:
         """Return ``λ u/ȳ²``; 0 where ``u = 0``."""
-        return torch.where(prior > 0, fairness * prior / mean_label**2, 0.0)
+        if fairness == 0:
+            return np.zeros_like(prior)
+        return _where_positive(prior, fairness * prior, mean_label**2)
 
-    def conjugate(self, multipliers: Tensor, prior: Tensor, fairness: float) -> Tensor:
+    def conjugate(self, multipliers: Vector, prior: Vector, fairness: float) -> float:
         """Return ``-λ (1 + Σ u ln(w/λ))`` for ``w > 0``, and 0 when ``λ = 0``."""
         if fairness == 0:
-            return torch.zeros((), dtype=prior.dtype, device=prior.device)
-        return -fairness * (1 + torch.xlogy(prior, multipliers / fairness).sum())
+            return 0.0
+        return -fairness * (1 + float(xlogy(prior, multipliers / fairness).sum()))
 
 
 @dataclass(frozen=True)
 class ForwardKL:
     """``λ KL(ȳ ‖ u)``, the fairness term of (10) and (5): a class may stay empty."""
 
-    def value(self, mean_label: Tensor, prior: Tensor, fairness: float) -> Tensor:
+    def value(self, mean_label: Vector, prior: Vector, fairness: float) -> float:
         """Return ``λ Σ ȳ ln(ȳ/u)``; infinite where ``ȳ > 0 = u``, if ``λ > 0``."""
         if fairness == 0:
-            return torch.zeros((), dtype=prior.dtype, device=prior.device)
-        return (
-            fairness * (torch.xlogy(mean_label, mean_label) - torch.xlogy(mean_label, prior)).sum()
-        )
+            return 0.0
+        return fairness * float((xlogy(mean_label, mean_label) - xlogy(mean_label, prior)).sum())
 
-    def multipliers(self, mean_label: Tensor, prior: Tensor, fairness: float) -> Tensor:
+    def multipliers(self, mean_label: Vector, prior: Vector, fairness: float) -> Vector:
         """Return ``w = -λ (ln(ȳ/u) + 1)``; finite for every mean label."""
         if fairness == 0:
-            return torch.zeros_like(prior)
-        smallest = torch.finfo(mean_label.dtype).tiny
-        return -fairness * ((mean_label.clamp_min(smallest) / prior).log() + 1)
+            return np.zeros_like(prior)
+        return -fairness * (np.log(np.maximum(mean_label, _TINY) / prior) + 1)
 
-    def curvature(self, mean_label: Tensor, prior: Tensor, fairness: float) -> Tensor:
+    def curvature(self, mean_label: Vector, prior: Vector, fairness: float) -> Vector:
         """Return ``λ/ȳ``."""
         return fairness / mean_label
 
-    def conjugate(self, multipliers: Tensor, prior: Tensor, fairness: float) -> Tensor:
+    def conjugate(self, multipliers: Vector, prior: Vector, fairness: float) -> float:
         """Return ``λ ln Σ u e^(-w/λ)``, the conjugate over the simplex."""
         if fairness == 0:
-            return (-multipliers).amax()
-        return fairness * torch.logsumexp(prior.log() - multipliers / fairness, dim=0)
+            return float((-multipliers).max())
+        return fairness * float(logsumexp(np.log(prior) - multipliers / fairness))
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,16 @@ gap: the stopping rule of every solver. Rows whose class is known stay fixed: th
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from coincide.pseudolabels.kernels import dual_rows
-from coincide.pseudolabels.objectives import Objective
+from coincide.pseudolabels.objectives import Objective, Vector
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,12 @@ class Problem:
         Predictions of the free rows, float32 or float64.
     weights : Tensor of shape (M,)
         Row weights ``ω``; with the mass of the known rows they sum to 1. Same dtype as ``probs``.
-    prior : Tensor of shape (K,), float64
+    prior : array of shape (K,), float64
     fairness : float
     objective : Objective
     backend : str
         The row kernels to use.
-    held : Tensor of shape (K,), float64
+    held : array of shape (K,), float64
         What the known rows add to the mean label.
     held_loss : float
         What the known rows add to the mean row loss.
@@ -47,11 +49,11 @@ class Problem:
 
     probs: Tensor
     weights: Tensor
-    prior: Tensor
+    prior: Vector
     fairness: float
     objective: Objective
     backend: str
-    held: Tensor
+    held: Vector
     held_loss: float = 0.0
 
     def to(self, dtype: torch.dtype) -> Problem:
@@ -62,24 +64,38 @@ class Problem:
         """Return labels of ``1/K`` everywhere, the start of every solver."""
         return torch.full_like(self.probs, 1 / self.probs.shape[1])
 
-    def mean_label(self, labels: Tensor) -> Tensor:
-        """Return ``ȳ`` in float64, known rows included."""
-        return self.weights.double() @ labels.double() + self.held
+    def mean_label(self, labels: Tensor) -> Vector:
+        """Return ``ȳ``, known rows included."""
+        free: Vector = (self.weights.double() @ labels.double()).cpu().numpy()
+        return free + self.held
 
-    def multipliers(self, mean_label: Tensor) -> Tensor:
+    def multipliers(self, mean_label: Vector) -> Vector:
         """Return ``w = -Φ'(ȳ)``."""
         return self.objective.coupling.multipliers(mean_label, self.prior, self.fairness)
 
-    def valid_multipliers(self, proposed: Tensor, labels: Tensor) -> Tensor:
-        """Return proposed multipliers where they give a finite bound, else those of the labels."""
-        conjugate = self.objective.coupling.conjugate(proposed, self.prior, self.fairness)
-        if bool(torch.isfinite(conjugate)):
-            return proposed
-        return self.multipliers(self.mean_label(labels))
-
-    def curvature(self, mean_label: Tensor) -> Tensor:
+    def curvature(self, mean_label: Vector) -> Vector:
         """Return ``Φ''(ȳ)``."""
         return self.objective.coupling.curvature(mean_label, self.prior, self.fairness)
+
+    def bounded_by(self, multipliers: Vector) -> bool:
+        """Whether multipliers give a finite lower bound."""
+        coupling = self.objective.coupling
+        return math.isfinite(coupling.conjugate(multipliers, self.prior, self.fairness))
+
+    def admissible(self, labels: Tensor) -> Tensor:
+        """Return labels of finite loss: under Shannon's, none where the prediction is 0."""
+        if self.objective.collision or bool((self.probs > 0).all()):
+            return labels
+        kept = torch.where(self.probs > 0, labels, 0.0)
+        mass = kept.sum(1, keepdim=True)
+        return torch.where(mass > 0, kept / mass, self.probs)
+
+    def finite_logs(self) -> Tensor:
+        """Return ``ln σ`` with a cost for ``σ = 0`` that no fairness can outweigh."""
+        logs = self.probs.log()
+        lowest = logs[torch.isfinite(logs)].min()
+        reach = self.fairness * (1 - float(np.log(self.prior[self.prior > 0]).min()))
+        return torch.where(torch.isfinite(logs), logs, lowest - 10 * (1 + reach))
 
     def row_losses(self, labels: Tensor) -> Tensor:
         """Return ``f_i(y_i)`` of every free row; 0 ln 0 = 0."""
@@ -90,16 +106,21 @@ class Problem:
 
     def value(self, labels: Tensor) -> float:
         """Return the objective at ``labels``."""
-        loss = self.weights.double() @ self.row_losses(labels).double()
+        loss = float(self.weights.double() @ self.row_losses(labels).double())
         fairness = self.objective.coupling.value(self.mean_label(labels), self.prior, self.fairness)
-        return float(loss + fairness) + self.held_loss
+        return loss + fairness + self.held_loss
 
-    def lower_bound(self, multipliers: Tensor) -> float:
+    def lower_bound(self, multipliers: Vector) -> float:
         """Return ``bound(w)``: no labels have a smaller objective."""
-        rows = dual_rows(self.probs.double(), multipliers, collision=self.objective.collision)
+        vector = torch.from_numpy(multipliers).to(self.probs.device)
+        rows = dual_rows(self.probs.double(), vector, collision=self.objective.collision)
         conjugate = self.objective.coupling.conjugate(multipliers, self.prior, self.fairness)
-        bound = self.weights.double() @ rows - multipliers @ self.held - conjugate
-        return float(bound) + self.held_loss
+        return (
+            float(self.weights.double() @ rows)
+            - float(multipliers @ self.held)
+            - conjugate
+            + (self.held_loss)
+        )
 
 
 class Certificate(NamedTuple):
@@ -111,14 +132,17 @@ class Certificate(NamedTuple):
     @property
     def gap(self) -> float:
         """Objective minus lower bound: 0 at an exact optimum, up to rounding."""
+        if self.objective == self.lower_bound:  # both infinite: no labels are better
+            return 0.0
         return self.objective - self.lower_bound
 
     def within(self, tol: float) -> bool:
         """Whether ``gap <= tol · max(1, |objective|)``."""
-        return self.gap <= tol * max(1.0, abs(self.objective))
+        scale = max(1.0, abs(self.objective)) if math.isfinite(self.objective) else 1.0
+        return self.gap <= tol * scale
 
 
-def certify(problem: Problem, labels: Tensor, multipliers: Tensor | None = None) -> Certificate:
+def certify(problem: Problem, labels: Tensor, multipliers: Vector | None = None) -> Certificate:
     """Return the objective at ``labels`` and a lower bound.
 
     The bound comes from the given multipliers, else from those that the labels propose.
@@ -126,6 +150,6 @@ def certify(problem: Problem, labels: Tensor, multipliers: Tensor | None = None)
     if multipliers is None:
         multipliers = problem.multipliers(problem.mean_label(labels))
     bound = float("-inf")
-    if bool(torch.isfinite(multipliers).all()):
+    if np.isfinite(multipliers).all():
         bound = problem.lower_bound(multipliers)
     return Certificate(problem.value(labels), bound)

@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Problem
 
 _SUFFICIENT = 1e-4
@@ -30,7 +31,7 @@ class GradientState:
     value: float
     expected_gap: float = 0.0
     stalled: bool = False
-    multipliers: Tensor | None = None
+    multipliers: Vector | None = None
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,14 @@ class ProjectedGradient:
     step_size: float | None = None
     name: ClassVar[str] = "projected-gradient"
     objectives: ClassVar[tuple[str, ...]] = ("cce+", "cce", "ce+kl")
+    minimizes: ClassVar[bool] = True
     max_iter: ClassVar[int] = 2000
     check_every: ClassVar[int] = 10
 
     def start(self, problem: Problem, labels: Tensor | None, tol: float) -> GradientState:
         """Start from the given labels, or from uniform ones."""
         del tol
-        labels = problem.uniform_labels() if labels is None else labels
+        labels = problem.admissible(problem.uniform_labels() if labels is None else labels)
         return GradientState(labels, self.step_size or 1.0, problem.value(labels))
 
     def step(self, problem: Problem, state: GradientState) -> GradientState:
@@ -91,9 +93,9 @@ def row_gradient(problem: Problem, labels: Tensor) -> Tensor:
     if problem.objective.collision:
         rows: Tensor = problem.probs / torch.linalg.vecdot(problem.probs, labels)[:, None]
     else:
-        rows = problem.probs.log()
-    multipliers = problem.multipliers(problem.mean_label(labels)).to(labels.dtype)
-    return -(rows + multipliers) * problem.weights[:, None]
+        rows = problem.finite_logs()
+    multipliers = problem.multipliers(problem.mean_label(labels))
+    return -(rows + torch.from_numpy(multipliers).to(labels)) * problem.weights[:, None]
 
 
 def project_to_simplex(points: Tensor) -> Tensor:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from coincide.pseudolabels.objectives import OBJECTIVES, ForwardKL
+from coincide.pseudolabels.objectives import OBJECTIVES, ForwardKL, Vector
 from coincide.pseudolabels.problem import Problem
 
 UNKNOWN = -1
@@ -56,7 +57,7 @@ class Reduction:
 def reduce_problem(
     probs: Tensor,
     *,
-    prior: Tensor,
+    prior: Vector,
     fairness: float,
     objective: str,
     backend: str,
@@ -68,7 +69,7 @@ def reduce_problem(
     Parameters
     ----------
     probs : Tensor of shape (M, K), float32 or float64
-    prior : Tensor of shape (K,), float64
+    prior : array of shape (K,), float64
     fairness : float
     objective : str
         A key of ``OBJECTIVES``.
@@ -90,29 +91,33 @@ def reduce_problem(
     else:
         shares = (weights.double() / weights.double().sum()).to(probs.dtype)
     all_shares = shares
-    held, held_loss = prior.new_zeros(n_classes), 0.0
+    held: Vector = np.zeros(n_classes)
+    held_loss = 0.0
     free = None
     if known is not None:
         free = known == UNKNOWN
         rows = (~free).nonzero()[:, 0]
         ids, mass = known[rows], shares[rows].double()
-        held = held.index_add(0, ids, mass)
+        np.add.at(held, ids.cpu().numpy(), mass.cpu().numpy())
         held_loss = float(mass @ -probs[rows, ids].double().log())
         probs, shares = probs[free], shares[free]
     classes = None
     forbidden = prior == 0
     if isinstance(OBJECTIVES[objective].coupling, ForwardKL) and fairness > 0 and forbidden.any():
-        if bool((held[forbidden] > 0).any()):
+        if (held[forbidden] > 0).any():
             raise ValueError(
                 "The 'known' parameter names a class whose prior is 0: the objective is infinite."
             )
-        classes = ~forbidden
-        probs, prior, held = probs[:, classes], prior[classes], held[classes]
+        classes = torch.from_numpy(~forbidden).to(probs.device)
+        probs, prior, held = probs[:, classes], prior[~forbidden], held[~forbidden]
         stranded = probs.amax(1) <= 0 if probs.numel() else probs.new_zeros(0, dtype=torch.bool)
         if bool(stranded.any()):
+            row = int(stranded.nonzero()[0, 0])
+            if free is not None:
+                row = int(free.nonzero()[row, 0])
             raise ValueError(
-                f"Row {int(stranded.nonzero()[0, 0])} of the free predictions is 0 in every class"
-                " that the prior allows: the objective is infinite."
+                f"Row {row} of the predictions is 0 in every class that the prior allows: the"
+                " objective is infinite."
             )
     problem = Problem(
         probs.contiguous(), shares, prior, fairness, OBJECTIVES[objective], backend, held, held_loss

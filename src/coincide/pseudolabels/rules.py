@@ -10,9 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Problem
 
 
@@ -23,7 +25,7 @@ class RuleState:
     labels: Tensor
     expected_gap: float = 0.0
     stalled: bool = False
-    multipliers: Tensor | None = None
+    multipliers: Vector | None = None
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class ClosedForm:
 
     name: ClassVar[str] = "closed-form"
     objectives: ClassVar[tuple[str, ...]] = ("ce+kl",)
+    minimizes: ClassVar[bool] = False
     max_iter: ClassVar[int] = 1
     check_every: ClassVar[int] = 1
 
@@ -47,8 +50,8 @@ class ClosedForm:
     def step(self, problem: Problem, state: RuleState) -> RuleState:
         """Apply the rule once."""
         column = problem.mean_label(problem.probs)
-        scale = torch.where(column > 0, (problem.prior / column).sqrt(), 0.0)
-        scaled = problem.probs * scale.to(problem.probs.dtype)
+        ratio = np.divide(problem.prior, column, out=np.zeros_like(column), where=column > 0)
+        scaled = problem.probs * torch.from_numpy(np.sqrt(ratio)).to(problem.probs)
         return RuleState(scaled / scaled.sum(1, keepdim=True), stalled=True)
 
 
@@ -68,25 +71,28 @@ class Sinkhorn:
     marginal_tol: float = 1e-3
     name: ClassVar[str] = "sinkhorn"
     objectives: ClassVar[tuple[str, ...]] = ("ce+kl",)
+    minimizes: ClassVar[bool] = False
     max_iter: ClassVar[int] = 1000
     check_every: ClassVar[int] = 50
 
     def start(self, problem: Problem, labels: Tensor | None, tol: float) -> RuleState:
         """Start from the sharpened predictions; given labels are not used by the rule."""
         del labels, tol
-        empty = (problem.probs.amax(0) <= 0) & (problem.prior > 0)
-        if bool(empty.any()):
+        empty = (problem.probs.amax(0) <= 0).cpu().numpy() & (problem.prior > 0)
+        if empty.any():
             raise ValueError(
                 "The 'sinkhorn' solver needs a positive prediction in every class that the prior"
-                f" wants. Got none in class {int(empty.nonzero()[0, 0])}; use 'interior-point'."
+                f" wants. Got none in class {empty.argmax()}; use 'interior-point'."
             )
         return RuleState(torch.softmax(self.sharpness * problem.probs.log(), 1))
 
     def step(self, problem: Problem, state: RuleState) -> RuleState:
         """Scale the columns to the prior, then the rows to 1, in the log domain."""
         column = problem.mean_label(state.labels)
-        scale = torch.where(problem.prior > 0, (problem.prior / column).log(), -torch.inf)
-        labels = torch.softmax(state.labels.log() + scale.to(state.labels.dtype), 1)
-        off = (problem.mean_label(labels) / problem.prior - 1).abs()
-        done = bool(off[problem.prior > 0].max() <= self.marginal_tol)
+        with np.errstate(divide="ignore"):
+            scale = np.log(problem.prior / column)
+        labels = torch.softmax(state.labels.log() + torch.from_numpy(scale).to(state.labels), 1)
+        wanted = problem.prior > 0
+        off = np.abs(problem.mean_label(labels)[wanted] / problem.prior[wanted] - 1)
+        done = bool(off.max() <= self.marginal_tol)
         return RuleState(labels, stalled=done)

@@ -26,7 +26,7 @@ from coincide._checks import (
 from coincide.pseudolabels.em import ExpectationMaximization
 from coincide.pseudolabels.interior_point import InteriorPoint
 from coincide.pseudolabels.kernels import choose_backend
-from coincide.pseudolabels.objectives import OBJECTIVES
+from coincide.pseudolabels.objectives import OBJECTIVES, Vector
 from coincide.pseudolabels.problem import Certificate
 from coincide.pseudolabels.projected_gradient import ProjectedGradient
 from coincide.pseudolabels.reduction import UNKNOWN, Reduction, reduce_problem
@@ -154,7 +154,7 @@ def solve_pseudo_labels(
     work = rows.double()
     reduction = reduce_problem(
         work,
-        prior=check_prior(prior, n_classes, _OWNER).to(work.device),
+        prior=check_prior(prior, n_classes, _OWNER),
         fairness=check_real(fairness, "fairness", _OWNER),
         objective=objective,
         backend=choose_backend(work.numel(), work.device),
@@ -222,17 +222,17 @@ def check_solver(solver: object, objective: str, owner: str) -> Solver:
     return fitting
 
 
-def check_prior(prior: object, n_classes: int, owner: str) -> Tensor:
+def check_prior(prior: object, n_classes: int, owner: str) -> Vector:
     """Return the prior as float64, uniform by default, or refuse what is no distribution."""
     if prior is None:
-        return torch.full((n_classes,), 1 / n_classes, dtype=torch.float64)
-    vector = _real_tensor(prior, "prior", owner)
+        return np.full(n_classes, 1 / n_classes)
+    vector = _real_tensor(prior, "prior", owner).cpu()
     if vector.shape != (n_classes,):
         expected = f"of shape ({n_classes},), one entry a class"
         raise ValueError(parameter_message("prior", owner, expected, tuple(vector.shape)))
     check_probability_rows(vector[None], "prior", owner)
-    double = vector.double()
-    return double / double.sum()
+    double: Vector = vector.double().numpy()
+    return np.asarray(double / double.sum())
 
 
 def _check_predictions(probs: object) -> Tensor:
@@ -298,7 +298,14 @@ def _check_init(init: object, rows: Tensor) -> Tensor | None:
 
 def _real_tensor(value: object, name: str, owner: str) -> Tensor:
     """Return a floating tensor that carries no graph; lists and NumPy arrays become one."""
-    tensor = value.detach() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+    if isinstance(value, Tensor):
+        tensor = value.detach()
+    else:
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiu":
+            expected = "an array of real numbers"
+            raise TypeError(parameter_message(name, owner, expected, str(array.dtype)))
+        tensor = torch.as_tensor(array)
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(
             parameter_message(name, owner, "an array of real numbers", str(tensor.dtype))

@@ -13,9 +13,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Certificate, Problem, certify
 
 _PATIENCE = 10  # certificates without an improvement
+_CLOSE = 1e-7  # gaps below this are certified even when a smaller one was asked for
 
 
 class State(Protocol):
@@ -23,7 +25,7 @@ class State(Protocol):
 
     expected_gap: float
     stalled: bool
-    multipliers: Tensor | None  # dual variables of its own, where the solver has any
+    multipliers: Vector | None  # dual variables of its own, where the solver has any
 
     @property
     def labels(self) -> Tensor:
@@ -46,6 +48,11 @@ class Solver(Protocol):
     @property
     def objectives(self) -> Sequence[str]:
         """The names of the objectives it can solve."""
+        ...
+
+    @property
+    def minimizes(self) -> bool:
+        """Whether it minimizes the objective; a rule does not, and its last labels count."""
         ...
 
     @property
@@ -94,19 +101,20 @@ def run_solver(
     tol : float
     max_iter : int
     """
-    state: State = solver.start(problem, labels, tol)
     best = _Best(tol)
-    if labels is not None:
-        best.offer(problem, state)
+    if labels is not None and solver.minimizes:
+        best.offer(problem, labels)
     n_iter = 0
+    state: State = solver.start(problem, labels, tol)
     while not best.final and not state.stalled and n_iter < max_iter:
         state = solver.step(problem, state)
         n_iter += 1
-        promising = state.expected_gap <= tol and n_iter % solver.check_every == 0
-        if promising or state.stalled or n_iter == max_iter:
-            best.offer(problem, state)
+        promising = solver.minimizes and state.expected_gap <= max(tol, _CLOSE)
+        last = state.stalled or n_iter == max_iter
+        if last or (promising and n_iter % solver.check_every == 0):
+            best.offer(problem, state.labels, state.multipliers)
     if best.certificate is None:
-        best.offer(problem, state)
+        best.offer(problem, state.labels, state.multipliers)
     assert best.labels is not None
     assert best.certificate is not None
     return Outcome(best.labels, n_iter, best.certificate.within(tol), best.certificate)
@@ -124,7 +132,7 @@ def run_uncertified(solver: Solver, problem: Problem, *, tol: float, max_iter: i
         state = solver.step(problem, state)
         n_iter += 1
         expects = state.expected_gap <= tol and n_iter % solver.check_every == 0
-    return Outcome(state.labels, n_iter, expects, None)
+    return Outcome(problem.admissible(state.labels), n_iter, expects, None)
 
 
 class _Best:
@@ -136,11 +144,12 @@ class _Best:
         self._tol = tol
         self._patience = _PATIENCE
 
-    def offer(self, problem: Problem, state: State) -> None:
-        """Certify the labels of a state and keep a copy of them if they are the best."""
-        certificate = certify(problem, state.labels, state.multipliers)
+    def offer(self, problem: Problem, labels: Tensor, multipliers: Vector | None = None) -> None:
+        """Certify labels and keep a copy of them if they are the best."""
+        labels = problem.admissible(labels)
+        certificate = certify(problem, labels, multipliers)
         if self.certificate is None or certificate.gap < self.certificate.gap:
-            self.labels, self.certificate = state.labels.clone(), certificate
+            self.labels, self.certificate = labels.clone(), certificate
             self._patience = _PATIENCE
         else:
             self._patience -= 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-_LEAST_EPOCHS = 8
+_LEAST_EPOCHS = 4
 _LEAST_STEPS = 160
 
 
@@ -18,12 +18,12 @@ class TrainingConfig:
     batch_size : int
         Rows a step; also the size of the pseudo-label problem.
     learning_rate, momentum, weight_decay : float
-        Of stochastic gradient descent; the learning rate falls linearly over the last half.
+        Of stochastic gradient descent; the learning rate falls linearly over the last quarter.
     max_epochs : int or None
-        Passes over the data; None: at least 8 and at least 160 steps.
+        Passes over the data; None: at least 4 and at least 160 steps.
     """
 
-    batch_size: int = 1000
+    batch_size: int = 500
     learning_rate: float = 0.3
     momentum: float = 0.9
     weight_decay: float = 0.1

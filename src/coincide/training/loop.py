@@ -174,7 +174,7 @@ class Trainer:
         return loss.detach(), logits
 
     def _set_learning_rate(self, progress: float) -> None:
-        """Hold the learning rate over the first half, then let it fall linearly to 0."""
-        share = min(1.0, 2 * (1 - progress))
+        """Hold the learning rate over three quarters, then let it fall linearly to 0."""
+        share = min(1.0, 4 * (1 - progress))
         for group in self._optimizer.param_groups:
             group["lr"] = self._config.learning_rate * share

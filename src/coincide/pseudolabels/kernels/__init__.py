@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 # Below this many row-class entries to solve for, loading compiled code costs more than it saves.
-_COMPILE_PAYS = 2_000_000
+_COMPILE_PAYS = 1_000_000
 
 
 def available_backends() -> tuple[str, ...]:

@@ -15,7 +15,11 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
+
+Vector = NDArray[np.float64]
 
 
 class StepArrays(NamedTuple):
@@ -30,11 +34,13 @@ class Factors(NamedTuple):
 
     ``gram`` has the off-diagonal entries of ``-Σ_i ω_i P_i``, ``(K, K)``; its diagonal is not
     meant to be used (the rows of ``Σ P_i`` sum to 0). ``pull`` is ``Σ_i ω_i P_i g_i`` with ``g``
-    minus the gradient of the row loss. ``complementarity`` is ``Σ_i ω_i y_i·ζ_i``.
+    minus the gradient of the row loss, ``mean_label`` is ``Σ_i ω_i y_i``, and ``complementarity``
+    is ``Σ_i ω_i y_i·ζ_i``.
     """
 
-    gram: Tensor
-    pull: Tensor
+    gram: Vector
+    pull: Vector
+    mean_label: Vector
     complementarity: float
 
 
@@ -49,8 +55,8 @@ class Prediction(NamedTuple):
     high: float
     first: float
     second: float
-    center: Tensor
-    bend: Tensor
+    center: Vector
+    bend: Vector
 
 
 class Extents(NamedTuple):
@@ -73,11 +79,11 @@ class RowKernels(Protocol):
         """Factor every row's Hessian and sum what the coupling needs."""
         ...
 
-    def predict(self, shift: Tensor) -> Prediction:
+    def predict(self, shift: Vector) -> Prediction:
         """Find the affine direction for the right-hand side ``g + shift``."""
         ...
 
-    def correct(self, shift: Tensor, target: float) -> Extents:
+    def correct(self, shift: Vector, target: float) -> Extents:
         """Find the corrected direction, centered on ``y ζ = target``."""
         ...
 

@@ -20,7 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coincide.pseudolabels.kernels.contract import Extents, Factors, Prediction, StepArrays
+from coincide.pseudolabels.kernels.contract import (
+    Extents,
+    Factors,
+    Prediction,
+    StepArrays,
+    Vector,
+)
 
 Array = NDArray[Any]
 
@@ -44,8 +50,10 @@ _SCALARS = 7
 
 
 @_compiled
-def _factor(rows, p, w, y, zeta, collision, block, lead, scalars, iy, iz, scaled_e, scaled_b, pull):
-    """Fill ``1/y``, ``1/ζ``, ``e √(ω/(1+q·e))``, ``b √(ω/Σb)``, the scalars; add ``Σ ω P g``."""
+def _factor(
+    rows, p, w, y, zeta, collision, block, lead, scalars, iy, iz, scaled_e, scaled_b, pull, mean
+):
+    """Fill ``1/y``, ``1/ζ``, ``e √(ω/(1+q·e))``, ``b √(ω/Σb)``; add ``Σ ω P g`` and ``Σ ω y``."""
     classes = p.shape[0]
     one = p.dtype.type(1)
     bend = one if collision else p.dtype.type(0)
@@ -97,6 +105,10 @@ def _factor(rows, p, w, y, zeta, collision, block, lead, scalars, iy, iz, scaled
                 g = pk[j] * scale[j] - offset[j]
                 moved += weight[j] * yk[j] * jk[j] * (g - beta[j] - g * gamma[j])
             pull[k] += moved
+            held = p.dtype.type(0)
+            for j in range(pk.shape[0]):
+                held += weight[j] * yk[j]
+            mean[k] += held
     return complementarity
 
 
@@ -169,10 +181,9 @@ def _predict(
             rho = -beta[j] * iz[leads[j], first + j]
             top_turn[j] = zeta[leads[j], first + j] * rho * (one + rho)
         beta += top
-        lanes = np.zeros((6, n), p.dtype)
-        lows, highs, firsts, seconds, dt, et = (
-            lanes[0], lanes[1], lanes[2], lanes[3], lanes[4], lanes[5]
-        )  # fmt: skip
+        lanes = np.zeros((7, n), p.dtype)
+        lows, highs, firsts, seconds = lanes[0], lanes[1], lanes[2], lanes[3]
+        dt, et, t = lanes[4], lanes[5], lanes[6]
         for k in range(classes):
             pk, yk, jk, zk, rk = p[k, part], y[k, part], iz[k, part], zeta[k, part], ratio[k, part]
             sk = shift[k]
@@ -188,10 +199,11 @@ def _predict(
             for j in range(n):
                 seconds[j] += yk[j] * zk[j] * rk[j] * rk[j]
             for j in range(n):
-                dt[j] += yk[j] * jk[j] * (zk[j] * rk[j] * (one + rk[j]) - top_turn[j])
+                t[j] = yk[j] * jk[j] * (zk[j] * rk[j] * (one + rk[j]) - top_turn[j])
             for j in range(n):
-                t = zk[j] * rk[j] * (one + rk[j]) - top_turn[j]
-                et[j] += yk[j] * jk[j] * (pk[j] * scale[j] - offset[j]) * t
+                dt[j] += t[j]
+            for j in range(n):
+                et[j] += (pk[j] * scale[j] - offset[j]) * t[j]
             moved = p.dtype.type(0)
             for j in range(n):
                 g = pk[j] * scale[j] - offset[j]
@@ -204,8 +216,8 @@ def _predict(
             moved = p.dtype.type(0)
             for j in range(n):
                 g = pk[j] * scale[j] - offset[j]
-                t = zk[j] * rk[j] * (one + rk[j])
-                moved += weight[j] * yk[j] * jk[j] * (t - beta[j] - g * gamma[j])
+                bent = zk[j] * rk[j] * (one + rk[j])
+                moved += weight[j] * yk[j] * jk[j] * (bent - beta[j] - g * gamma[j])
             turn[k] += moved
         low = min(low, lows.min())
         high = max(high, highs.max())
@@ -328,34 +340,32 @@ class NumbaRows:
     def _vectors(self) -> Array:
         return np.zeros((len(self._ranges), self._probs.shape[0]))
 
-    def _cast(self, shift: Tensor) -> Array:
+    def _cast(self, shift: Vector) -> Array:
         """Return a K-vector in the rows' precision; constants are free and cost digits."""
-        vector = shift.numpy()
-        centered: Array = (vector - vector.mean()).astype(self._probs.dtype)
+        centered: Array = (shift - shift.mean()).astype(self._probs.dtype)
         return centered
 
     def factor(self) -> Factors:
         """Factor every row's Hessian and sum what the coupling needs."""
-        pull = self._vectors()
+        pull = np.zeros((len(self._ranges), 2, self._probs.shape[0]))
 
         def work(number: int, rows: tuple[int, int]) -> float:
             return float(
                 _factor(
                     rows, self._probs, self._weights, self._y, self._zeta, self._collision,
                     self._block, self._lead, self._scalars, self._iy, self._iz, self._first,
-                    self._second, pull[number],
+                    self._second, pull[number, 0], pull[number, 1],
                 )
             )  # fmt: skip
 
         complementarity = sum(self._each(work))
-        b = torch.from_numpy(self._second)
-        gram = b @ b.T
+        gram = self._second @ self._second.T
         if self._collision:
-            e = torch.from_numpy(self._first)
-            gram.addmm_(e, e.T)
-        return Factors(gram.double(), torch.from_numpy(pull.sum(0)), complementarity)
+            gram += self._first @ self._first.T
+        sums = pull.sum(0)
+        return Factors(gram.astype(np.float64), sums[0], sums[1], complementarity)
 
-    def predict(self, shift: Tensor) -> Prediction:
+    def predict(self, shift: Vector) -> Prediction:
         """Find the affine direction for the right-hand side ``g + shift``."""
         vector, center, turn = self._cast(shift), self._vectors(), self._vectors()
         sums = np.empty((len(self._ranges), 4))
@@ -370,10 +380,9 @@ class NumbaRows:
         self._each(work)
         low, high = float(sums[:, 0].min()), float(sums[:, 1].max())
         first, second = float(sums[:, 2].sum()), float(sums[:, 3].sum())
-        totals = (torch.from_numpy(parts.sum(0)) for parts in (center, turn))
-        return Prediction(low, high, first, second, *totals)
+        return Prediction(low, high, first, second, center.sum(0), turn.sum(0))
 
-    def correct(self, shift: Tensor, target: float) -> Extents:
+    def correct(self, shift: Vector, target: float) -> Extents:
         """Find the corrected direction, centered on ``y ζ = target``."""
         vector, level = self._cast(shift), self._probs.dtype.type(target)
         sums = np.empty((len(self._ranges), 2))

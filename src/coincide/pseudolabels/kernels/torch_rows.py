@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from coincide.pseudolabels.kernels.contract import Extents, Factors, Prediction, StepArrays
+from coincide.pseudolabels.kernels.contract import Extents, Factors, Prediction, StepArrays, Vector
 
 vecdot = torch.linalg.vecdot
 
@@ -101,18 +101,24 @@ class TorchRows:
         gram = gram + scaled_b.T @ scaled_b
         pull = self._summed(self._rows.project(gradient))
         complementarity = float(self.weights @ vecdot(y, zeta))
-        return Factors(gram.double(), pull, complementarity)
+        mean_label = (self.weights @ y).double().cpu().numpy()
+        return Factors(gram.double().cpu().numpy(), pull, mean_label, complementarity)
 
-    def _summed(self, projected: Tensor) -> Tensor:
-        """Return ``Σ_i ω_i d_i ∘ projected_i`` in float64."""
+    def _summed(self, projected: Tensor) -> Vector:
+        """Return ``Σ_i ω_i d_i ∘ projected_i``."""
         assert self._rows is not None
-        return (self.weights @ (self._rows.d * projected)).double()
+        vector: Vector = (self.weights @ (self._rows.d * projected)).double().cpu().numpy()
+        return vector
 
-    def predict(self, shift: Tensor) -> Prediction:
+    def _cast(self, shift: Vector) -> Tensor:
+        """Return a K-vector in the rows' precision; constants are free and cost digits."""
+        return torch.from_numpy(shift - shift.mean()).to(self.probs)
+
+    def predict(self, shift: Vector) -> Prediction:
         """Find the affine direction ``Δy/y`` for the right-hand side ``gradient + shift``."""
         assert self._rows is not None
         y, zeta = self._state
-        r = self._rows.relative(self._rows.gradient + (shift - shift.mean()).to(y.dtype))
+        r = self._rows.relative(self._rows.gradient + self._cast(shift))
         ratio = self._rows.project(r) / zeta
         self._ratio = ratio
         low, high = torch.aminmax(ratio)
@@ -124,11 +130,11 @@ class TorchRows:
         bend = self._summed(self._rows.project(self._rows.relative(self._bend)))
         return Prediction(float(low), float(high), first, second, center, bend)
 
-    def correct(self, shift: Tensor, target: float) -> Extents:
+    def correct(self, shift: Vector, target: float) -> Extents:
         """Find the corrected direction, centered on ``y ζ = target``."""
         assert self._rows is not None
         y, zeta = self._state
-        r = self._rows.gradient + (shift - shift.mean()).to(y.dtype) + target / y + self._bend
+        r = self._rows.gradient + self._cast(shift) + target / y + self._bend
         self._primal = self._rows.project(self._rows.relative(r)) / zeta
         self._dual = target / (y * zeta) + self._bend / zeta - 1 - self._primal
         return Extents(float(self._primal.min()), float(self._dual.min()))
