@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 TENSORS = "model.safetensors"
@@ -24,13 +24,15 @@ class ModelError(ValueError):
 
 def save_model(folder: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
     """Write both files, each under a temporary name first, so that none is ever half written."""
+    # First, so that a description that is no JSON leaves both files as they were.
+    text = json.dumps({"format": FORMAT, **description}, indent=2, allow_nan=False)
     folder.mkdir(parents=True, exist_ok=True)
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     temporary = folder / f".{TENSORS}.part"
-    save_file(held, temporary)
+    # Not save_file, whose files only their owner may read.
+    temporary.write_bytes(save(held))
     temporary.replace(folder / TENSORS)
     temporary = folder / f".{DESCRIPTION}.part"
-    text = json.dumps({"format": FORMAT, **description}, indent=2, allow_nan=False)
     temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(folder / DESCRIPTION)
 

@@ -27,15 +27,22 @@ from torch import Tensor, nn
 
 from coincide._checks import check_integer, check_option, check_real, parameter_message
 from coincide._model_files import ModelError, load_model, save_model
-from coincide.data.scaling import SCALINGS, ScaledRows, Scaling, fit_scaling, row_blocks
+from coincide.data.scaling import (
+    SCALINGS,
+    ScaledRows,
+    Scaling,
+    fit_scaling,
+    read_rows,
+    row_blocks,
+)
 from coincide.data.views import VectorView
 from coincide.methods import CollisionMethod
 from coincide.networks import NETWORKS, build_network, start_from_centers
-from coincide.pseudolabels import OBJECTIVES
+from coincide.pseudolabels import OBJECTIVES, SOLVERS
 from coincide.pseudolabels.kernels import choose_backend
 from coincide.pseudolabels.problem import Certificate
 from coincide.pseudolabels.solve import check_prior, check_solver
-from coincide.training import EpochRecord, Trainer, TrainingConfig
+from coincide.training import EpochRecord, Trainer, TrainingConfig, signs_of_collapse
 
 __all__ = ["ClusteringWarning", "CollisionClustering", "ModelError"]
 
@@ -48,8 +55,6 @@ _ENTRIES_PER_RESTART = 500_000
 _MOST_RESTARTS = 10
 _ROWS_PER_BATCH = 500
 _ROWS_PER_CLUSTER = 8
-_STUCK = 0.98  # of ln K
-_MERGED = 0.9  # cosine between the probabilities of two clusters
 _RESTLESS = 0.1  # share of rows that still change cluster in the last epoch
 
 
@@ -213,6 +218,8 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         used = features if weights is None else features[weights > 0]
         kept = None if weights is None else weights[weights > 0]
         self._check_rows(used)
+        # A stream that partial_fit began has a network of its own, now replaced.
+        self.__dict__.pop("_trainer", None)
         self.device_ = _device(self.device)
         self.scaling_ = fit_scaling(used, self.scaling, kept)
         self._check_spread(self.scaling_)
@@ -243,7 +250,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         """
         del y
         config, seeds = self._check_parameters()
-        first = not hasattr(self, "_trainer")
+        first = not hasattr(self, "network_")
         features = validate_data(self, X, dtype="numeric", reset=first)
         weights = _check_weights(sample_weight, len(features))
         chunk = fit_scaling(features, self.scaling, weights)
@@ -252,22 +259,27 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             self._check_spread(chunk)
             self.device_ = _device(self.device)
             self.scaling_ = chunk
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(
+                devices=[self.device_] if self.device_.type == "cuda" else []
+            ):
                 torch.manual_seed(int(check_random_state(self.random_state).randint(2**31)))
                 rows = ScaledRows(features, chunk, self.device_)
                 self.network_ = self._start_network(rows, 0)
-            self._trainer = self._new_trainer(self.network_, config, len(features))
-            self._generator = torch.Generator().manual_seed(seeds(rows)[0])
             self.n_iter_, self.history_ = 0, []
         else:
             self.scaling_ = self.scaling_.merge(chunk)
         rows = ScaledRows(features, self.scaling_, self.device_)
+        if not hasattr(self, "_trainer"):
+            self._trainer = self._new_trainer(self.network_, config, len(features))
+            self._generator = torch.Generator().manual_seed(seeds(rows)[0])
         row_weights = (
             None if weights is None else torch.from_numpy(weights).float().to(self.device_)
         )
-        loss, _, live = self._trainer.run_epoch(
-            rows, generator=self._generator, weights=row_weights
-        )
+        with torch.random.fork_rng(devices=[self.device_] if self.device_.type == "cuda" else []):
+            torch.manual_seed(int(torch.randint(2**31, (), generator=self._generator)))
+            loss, _, live = self._trainer.run_epoch(
+                rows, generator=self._generator, weights=row_weights
+            )
         self.history_.append({"epoch": self.n_iter_, "loss": loss, "live_clusters": live})
         self.n_iter_ += 1
         self.labels_ = self.predict(features)
@@ -303,8 +315,13 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             "random_state": self.random_state if isinstance(self.random_state, int) else None,
         }
         plain.pop("callback")
+        plain = {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in plain.items()
+        }
         tensors = {f"network.{name}": t for name, t in self.network_.state_dict().items()}
         tensors |= {"scaling.mean": self.scaling_.mean, "scaling.spread": self.scaling_.spread}
+        tensors["scaling.mass"] = torch.tensor(self.scaling_.mass, dtype=torch.float64)
         fitted = {name: getattr(self, name) for name in _SAVED if hasattr(self, name)}
         if hasattr(self, "mean_label_"):
             fitted["mean_label_"] = self.mean_label_.tolist()
@@ -328,14 +345,20 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         tensors, description = load_model(Path(folder))
         try:
             parameters, fitted = description["parameters"], description["fitted"]
-            model = cls(**{**parameters, "network": network or parameters["network"]})
+            if network is None and parameters["network"] is None:
+                raise ModelError("it needs a module of your own, load(folder, network=...).")
+            chosen = parameters["network"] if network is None else network
+            model = cls(**{**parameters, "network": chosen})
             for name in _SAVED:
                 if name in fitted:
                     setattr(model, name, fitted[name])
             if "mean_label_" in fitted:
                 model.mean_label_ = np.asarray(fitted["mean_label_"])
             model.scaling_ = Scaling(
-                model.scaling, tensors.pop("scaling.mean"), tensors.pop("scaling.spread"), 1.0
+                model.scaling,
+                tensors.pop("scaling.mean"),
+                tensors.pop("scaling.spread"),
+                float(tensors.pop("scaling.mass")),
             )
             model.device_ = _device(model.device)
             module = model._fresh_network(model.n_features_in_)
@@ -373,10 +396,16 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
                 )
             certificate = self._judge(network.eval(), rows, weights)
             self.restarts_.append({"seed": seed, "objective": certificate.objective})
-            if best is None or certificate.objective < best.objective:
+            # A restart that diverged has NaN, which loses every comparison.
+            if best is None or np.isnan(best.objective) or certificate.objective < best.objective:
                 best = certificate
                 self.network_, self.history_ = network, [asdict(record) for record in records]
         assert best is not None
+        if np.isnan(best.objective):
+            raise ValueError(
+                f"The training of {_OWNER} diverged: the predictions are not numbers. Try a smaller"
+                " learning_rate."
+            )
         self.objective_, self.gap_ = best.objective, best.gap
         self.n_iter_ = len(self.history_)
         self.converged_ = bool(self.history_[-1]["changed"] <= _RESTLESS)
@@ -408,7 +437,13 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             )
             start_from_centers(network, torch.from_numpy(centers.cluster_centers_))
         with torch.no_grad():
-            shape = tuple(network.eval()(rows[slice(0, 2)]).shape)
+            try:
+                shape = tuple(network.eval()(rows[slice(0, 2)]).shape)
+            except RuntimeError as error:
+                expected = f"a module that takes rows of {width} features"
+                raise ValueError(
+                    parameter_message("network", _OWNER, expected, str(error))
+                ) from error
         if len(shape) != 2 or shape[1] != self.n_clusters:
             expected = f"a module with {self.n_clusters} logits a row, one for each cluster"
             raise ValueError(parameter_message("network", _OWNER, expected, f"output {shape}"))
@@ -448,49 +483,24 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             squares += (probs.T @ probs).cpu().numpy()
         self.labels_ = np.concatenate(labels)
         self.mean_label_ = sums / len(features)
-        self._warn(squares)
-
-    def _warn(self, squares: NDArray[np.float64]) -> None:
         sizes = np.bincount(self.labels_, minlength=self.n_clusters)
-        dead = np.flatnonzero(sizes == 0)
-        if len(dead):
-            warnings.warn(
-                f"{len(dead)} of {self.n_clusters} clusters are empty ({_some(dead)}). Try fewer"
-                " clusters, more restarts (n_init), or a larger fairness.",
-                ClusteringWarning,
-                stacklevel=4,
-            )
-        norms = np.sqrt(np.diag(squares))
-        cosine = squares / np.maximum(np.outer(norms, norms), np.finfo(float).tiny)
-        pairs = np.argwhere(np.triu(cosine > _MERGED, 1))
-        if len(pairs):
-            named = ", ".join(f"{a} and {b}" for a, b in pairs[:5])
-            warnings.warn(
-                f"Clusters share their rows: {named}{' ...' if len(pairs) > 5 else ''}. There may"
-                " be fewer clusters in the data; try fewer, or more restarts (n_init).",
-                ClusteringWarning,
-                stacklevel=4,
-            )
-        if self.history_[-1]["loss"] > _STUCK * np.log(self.n_clusters):
-            warnings.warn(
-                f"The loss stayed at ln {self.n_clusters}: the predictions are still uniform. Try a"
-                " smaller weight_decay, a larger learning_rate, or another scaling.",
-                ClusteringWarning,
-                stacklevel=4,
-            )
-        if not self.converged_:
+        prior = check_prior(self.prior, self.n_clusters, _OWNER)
+        losses = [float(epoch["loss"]) for epoch in self.history_]
+        for sentence in signs_of_collapse(sizes, squares, prior, losses):
+            warnings.warn(sentence, ClusteringWarning, stacklevel=3)
+        if not self.converged_ and self.n_iter_ > 1:
             warnings.warn(
                 f"{self.history_[-1]['changed']:.0%} of the rows still changed cluster in the last"
                 " epoch. Train longer (max_epochs) or with a smaller learning_rate.",
                 ConvergenceWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
 
     def _logits(self, features: NDArray[Any]) -> Any:
         """Yield the logits of the rows, block by block."""
         network = self.network_.eval()
         for block in row_blocks(len(features), max(features.shape[1], self.n_clusters)):
-            rows = torch.from_numpy(np.asarray(features[block], np.float32)).to(self.device_)
+            rows = read_rows(features[block]).to(self.device_)
             with torch.no_grad():
                 yield network(self.scaling_(rows))
 
@@ -505,7 +515,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         """Refuse unfit parameters; return the configuration and how to draw the seeds."""
         check_integer(self.n_clusters, "n_clusters", _OWNER, low=2)
         check_option(self.objective, "objective", _OWNER, OBJECTIVES)
-        check_solver(self.solver, self.objective, _OWNER)
+        check_solver(check_option(self.solver, "solver", _OWNER, SOLVERS), self.objective, _OWNER)
         check_real(self.fairness, "fairness", _OWNER)
         check_prior(self.prior, self.n_clusters, _OWNER)
         check_option(self.scaling, "scaling", _OWNER, SCALINGS)
@@ -515,17 +525,17 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         if self.init == "k-means" and self.network != "linear":
             expected = "'random' unless network is 'linear'"
             raise ValueError(parameter_message("init", _OWNER, expected, self.init))
-        if check_real(self.view_dropout, "view_dropout", _OWNER) >= 1:
-            raise ValueError(
-                parameter_message("view_dropout", _OWNER, "a number below 1", self.view_dropout)
-            )
+        for name in ("view_dropout", "momentum"):
+            value = getattr(self, name)
+            if check_real(value, name, _OWNER) >= 1:
+                raise ValueError(parameter_message(name, _OWNER, "a number below 1", value))
         check_real(self.view_noise, "view_noise", _OWNER)
         config = TrainingConfig(
             batch_size=max(_ROWS_PER_BATCH, _ROWS_PER_CLUSTER * self.n_clusters)
             if self.batch_size == "auto"
             else check_integer(self.batch_size, "batch_size", _OWNER, low=2),
             learning_rate=check_real(self.learning_rate, "learning_rate", _OWNER, open_low=True),
-            momentum=check_real(self.momentum, "momentum", _OWNER),
+            momentum=float(self.momentum),
             weight_decay=check_real(self.weight_decay, "weight_decay", _OWNER),
             max_epochs=None
             if self.max_epochs is None
@@ -585,7 +595,3 @@ def _device(name: str) -> torch.device:
         expected = "'auto' or a device that is there, such as 'cpu' or 'cuda'"
         raise ValueError(parameter_message("device", _OWNER, expected, name)) from error
     return device
-
-
-def _some(numbers: NDArray[np.int64]) -> str:
-    return ", ".join(str(n) for n in numbers[:5]) + (" ..." if len(numbers) > 5 else "")

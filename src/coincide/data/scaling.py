@@ -31,7 +31,7 @@ class Scaling:
     Attributes
     ----------
     kind : {"unit-norm", "standard", "none"}
-    mean, spread : Tensor of shape (D,), float32
+    mean, spread : Tensor of shape (D,), float64
         Weighted mean and standard deviation of the columns the scaling was fitted on.
     mass : float
         Sum of the weights of those rows.
@@ -45,14 +45,14 @@ class Scaling:
     def __call__(self, rows: Tensor) -> Tensor:
         """Return scaled float32 rows; a row that equals the mean becomes zero."""
         if self.kind == "none":
-            return rows
-        centered = rows - self.mean.to(rows.device)
+            return rows.float()
+        centered = rows - self.mean.to(rows)
         if self.kind == "standard":
-            spread = self.spread.to(rows.device)
-            return centered / torch.where(spread > 0, spread, 1.0)
+            spread = self.spread.to(rows)
+            return (centered / torch.where(spread > 0, spread, 1.0)).float()
         length = torch.linalg.vector_norm(centered, dim=1, keepdim=True)
         unit = centered / torch.where(length > 0, length, 1.0)
-        return unit * math.sqrt(rows.shape[1])
+        return (unit * math.sqrt(rows.shape[1])).float()
 
     def merge(self, other: Scaling) -> Scaling:
         """Return the scaling of both sets of rows together."""
@@ -68,7 +68,7 @@ class Scaling:
 def fit_scaling(
     features: NDArray[Any], kind: str, weights: NDArray[np.float64] | None = None
 ) -> Scaling:
-    """Return the scaling of these features, from one pass: float32 blocks, float64 sums.
+    """Return the scaling of these features, from one pass with sums in float64.
 
     Parameters
     ----------
@@ -81,10 +81,11 @@ def fit_scaling(
     width = features.shape[1]
     total, first, second = 0.0, np.zeros(width), np.zeros(width)
     # Shifted by one row, so that a large common offset costs no digits.
-    origin = np.asarray(features[0], np.float32)
+    dtype = _exact_dtype(features)
+    origin = np.asarray(features[0], dtype)
     for block in row_blocks(*features.shape):
-        rows = np.asarray(features[block], np.float32) - origin
-        mass = np.ones(len(rows), np.float32) if weights is None else weights[block]
+        rows = np.asarray(features[block], dtype) - origin
+        mass = np.ones(len(rows), dtype) if weights is None else weights[block]
         total += float(mass.sum())
         first += mass @ rows
         second += mass @ (rows * rows)
@@ -92,8 +93,8 @@ def fit_scaling(
     spread = np.sqrt(np.maximum(second / total - mean**2, 0))
     return Scaling(
         kind,
-        torch.from_numpy((origin + mean).astype(np.float32)),
-        torch.from_numpy(spread.astype(np.float32)),
+        torch.from_numpy(origin + mean),
+        torch.from_numpy(spread),
         total,
     )
 
@@ -103,6 +104,15 @@ def row_blocks(rows: int, columns: int) -> Iterator[slice]:
     step = max(1, _ENTRIES_PER_BLOCK // max(columns, 1))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
+
+
+def read_rows(features: NDArray[Any]) -> Tensor:
+    """Return a copy as a tensor: float64 where float32 would cost digits before centering."""
+    return torch.from_numpy(np.array(features, _exact_dtype(features), order="C"))
+
+
+def _exact_dtype(features: NDArray[Any]) -> np.dtype[Any]:
+    return np.dtype(np.float32 if np.can_cast(features.dtype, np.float32) else np.float64)
 
 
 class ScaledRows:
@@ -128,5 +138,4 @@ class ScaledRows:
 
     def _read(self, rows: Tensor | slice) -> Tensor:
         index = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
-        block = np.asarray(self._features[index], np.float32)
-        return self._scaling(torch.from_numpy(block).to(self._device))
+        return self._scaling(read_rows(self._features[index]).to(self._device))

@@ -18,6 +18,7 @@ from coincide.pseudolabels.problem import Certificate, Problem
 from coincide.pseudolabels.reduction import reduce_problem
 from coincide.pseudolabels.solver import run_solver, run_uncertified
 
+_CERTIFIED = 1e-1  # the tolerance of a batch's labels by certificate, relative to an estimate
 _SHARPER = 1e-2  # the tolerance of an evaluation, relative to that of a batch
 
 
@@ -49,7 +50,13 @@ class CollisionMethod:
         """Return the soft labels of a batch, ``(M, K)`` in the dtype of the logits."""
         solver = SOLVERS[self.solver]
         problem = self._problem(logits.float(), weights)
-        found = run_uncertified(solver, problem, tol=self.label_tol, max_iter=solver.max_iter)
+        if solver.estimates_gap:
+            found = run_uncertified(solver, problem, tol=self.label_tol, max_iter=solver.max_iter)
+        else:
+            # It has no estimate of its own gap. At near-uniform predictions even uniform labels
+            # are within the tolerance of a batch, and nothing would be learned from them.
+            tol = self.label_tol * _CERTIFIED
+            found = run_solver(solver, problem, tol=tol, max_iter=solver.max_iter)
         return found.labels.to(logits.dtype)
 
     def loss(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:

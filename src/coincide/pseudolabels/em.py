@@ -42,6 +42,7 @@ class ExpectationMaximization:
     name: ClassVar[str] = "em"
     objectives: ClassVar[tuple[str, ...]] = ("cce+",)
     minimizes: ClassVar[bool] = True
+    estimates_gap: ClassVar[bool] = False
     max_iter: ClassVar[int] = 1000
     check_every: ClassVar[int] = 10
 

@@ -41,11 +41,22 @@ class InteriorPointState:
     """The iterate, the kernels that hold its work arrays, and the gap it expects."""
 
     arrays: StepArrays
-    multipliers: Vector
+    level: float  # the multipliers are level + relative: next to a common level of λ the small
+    relative: Vector  # differences that steer the rows would lose their last digits
     kernels: RowKernels
     tol: float
     expected_gap: float = float("inf")
     stalled: bool = False
+
+    @property
+    def multipliers(self) -> Vector:
+        """The current multipliers ``w``, ``(K,)``."""
+        return self.level + self.relative
+
+    def set_multipliers(self, level: float, relative: Vector) -> None:
+        """Store ``w = level + relative`` with the mean of ``relative`` moved to the level."""
+        mean = float(relative.mean())
+        self.level, self.relative = level + mean, relative - mean
 
     @property
     def labels(self) -> Tensor:
@@ -66,6 +77,7 @@ class InteriorPoint:
     name: ClassVar[str] = "interior-point"
     objectives: ClassVar[tuple[str, ...]] = ("cce+", "cce", "ce+kl")
     minimizes: ClassVar[bool] = True
+    estimates_gap: ClassVar[bool] = True
     max_iter: ClassVar[int] = 200
     check_every: ClassVar[int] = 1
     warmth: float = field(default=1e-2)
@@ -85,21 +97,23 @@ class InteriorPoint:
         multipliers = problem.multipliers(problem.mean_label(y))
         pull = slope + torch.from_numpy(multipliers - multipliers.max()).to(y)
         zeta = 1 + pull.amax(1, keepdim=True) - pull
-        return InteriorPointState(kernels.load(y, zeta), multipliers, kernels, tol)
+        state = InteriorPointState(kernels.load(y, zeta), 0.0, multipliers, kernels, tol)
+        state.set_multipliers(0.0, multipliers)
+        return state
 
     def step(self, problem: Problem, state: InteriorPointState) -> InteriorPointState:
         """Take one predictor-corrector step; mark the state when the system breaks down."""
-        kernels, arrays, multipliers = state.kernels, state.arrays, state.multipliers
+        kernels, arrays, relative = state.kernels, state.arrays, state.relative
         factors = kernels.factor()
         mean_label = factors.mean_label + problem.held
-        off = multipliers - problem.multipliers(mean_label)
+        off = state.multipliers - problem.multipliers(mean_label)
         coupling = _Coupling(factors.gram, problem.curvature(mean_label), off)
         if coupling.broken:
             state.stalled = True
             return state
 
-        pull = factors.pull + coupling.apply(multipliers)
-        affine = kernels.predict(multipliers - coupling.solve(pull))
+        pull = factors.pull + coupling.apply(relative)
+        affine = kernels.predict(relative - coupling.solve(pull))
         length = min(1.0, _limit(-affine.low), _limit(1 + affine.high))
         # Σ ω (y + αΔy)(ζ + αΔζ) with Δζ/ζ = -1 - Δy/y
         now = factors.complementarity
@@ -111,7 +125,7 @@ class InteriorPoint:
         target = max(target, floor / arrays.y.shape[1])
 
         change = coupling.solve(pull + target * affine.center + affine.bend)
-        extents = kernels.correct(multipliers - change, target)
+        extents = kernels.correct(relative - change, target)
         length = min(
             1.0, _TO_BOUNDARY * _limit(-extents.primal), _TO_BOUNDARY * _limit(-extents.dual)
         )
@@ -119,9 +133,9 @@ class InteriorPoint:
             state.stalled = True
             return state
         state.arrays = kernels.advance(length)
-        state.multipliers = multipliers - length * change
+        state.set_multipliers(state.level, relative - length * change)
         if not problem.bounded_by(state.multipliers):
-            state.multipliers = problem.multipliers(problem.mean_label(state.labels))
+            state.set_multipliers(0.0, problem.multipliers(problem.mean_label(state.labels)))
         state.expected_gap = (1 - length) * now + length * target * arrays.y.shape[1]
         return state
 

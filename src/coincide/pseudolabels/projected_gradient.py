@@ -48,6 +48,7 @@ class ProjectedGradient:
     name: ClassVar[str] = "projected-gradient"
     objectives: ClassVar[tuple[str, ...]] = ("cce+", "cce", "ce+kl")
     minimizes: ClassVar[bool] = True
+    estimates_gap: ClassVar[bool] = False
     max_iter: ClassVar[int] = 2000
     check_every: ClassVar[int] = 10
 

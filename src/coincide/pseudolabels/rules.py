@@ -39,6 +39,7 @@ class ClosedForm:
     name: ClassVar[str] = "closed-form"
     objectives: ClassVar[tuple[str, ...]] = ("ce+kl",)
     minimizes: ClassVar[bool] = False
+    estimates_gap: ClassVar[bool] = False
     max_iter: ClassVar[int] = 1
     check_every: ClassVar[int] = 1
 
@@ -72,6 +73,7 @@ class Sinkhorn:
     name: ClassVar[str] = "sinkhorn"
     objectives: ClassVar[tuple[str, ...]] = ("ce+kl",)
     minimizes: ClassVar[bool] = False
+    estimates_gap: ClassVar[bool] = False
     max_iter: ClassVar[int] = 1000
     check_every: ClassVar[int] = 50
 

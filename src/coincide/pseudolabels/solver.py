@@ -56,6 +56,11 @@ class Solver(Protocol):
         ...
 
     @property
+    def estimates_gap(self) -> bool:
+        """Whether ``expected_gap`` of its states is an estimate, not just 0."""
+        ...
+
+    @property
     def max_iter(self) -> int:
         """How many steps it takes at most, unless told otherwise."""
         ...
