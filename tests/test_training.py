@@ -12,7 +12,7 @@ from coincide.losses import collision_cross_entropy
 from coincide.methods import CollisionMethod
 from coincide.pseudolabels import solve_pseudo_labels
 from coincide.training import EpochRecord, Trainer, TrainingConfig
-from coincide.training.config import _LEAST_EPOCHS
+from coincide.training.config import _LEAST_EPOCHS, _LEAST_STEPS
 
 M, D, K = 53, 4, 3
 
@@ -79,12 +79,12 @@ def test_steps_of_an_epoch(rows, steps):
 
 
 @pytest.mark.parametrize("rows", [2, 1000, 1001, 20_000, 10**6])
-def test_epochs_by_default_are_few_and_at_least_160_steps_but_no_more(rows):
+def test_epochs_by_default_are_few_but_make_enough_steps(rows):
     config = TrainingConfig(batch_size=1000)
     epochs, steps = config.epochs(rows), config.steps_per_epoch(rows)
     assert epochs >= _LEAST_EPOCHS
-    assert epochs * steps >= 160
-    assert epochs == _LEAST_EPOCHS or (epochs - 1) * steps < 160
+    assert epochs * steps >= _LEAST_STEPS
+    assert epochs == _LEAST_EPOCHS or (epochs - 1) * steps < _LEAST_STEPS
 
 
 def test_epochs_as_asked():

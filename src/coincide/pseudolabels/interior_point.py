@@ -54,9 +54,9 @@ class InteriorPointState:
         return self.level + self.relative
 
     def set_multipliers(self, level: float, relative: Vector) -> None:
-        """Store ``w = level + relative`` with the mean of ``relative`` moved to the level."""
-        mean = float(relative.mean())
-        self.level, self.relative = level + mean, relative - mean
+        """Store ``w = level + relative`` with the largest of ``relative`` moved to the level."""
+        common = float(relative.max())
+        self.level, self.relative = level + common, relative - common
 
     @property
     def labels(self) -> Tensor:

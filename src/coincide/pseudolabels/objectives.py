@@ -44,12 +44,18 @@ class Coupling(Protocol):
         """Return ``sup_a [-w·a - Φ(a)]``, so that ``Φ(ȳ) >= -w·ȳ - conjugate(w)``."""
         ...
 
+    def bounded(self, multipliers: Vector, prior: Vector) -> bool:
+        """Whether the conjugate is finite there."""
+        ...
+
 
 _TINY = np.finfo(np.float64).tiny
 
 
 def _where_positive(prior: Vector, above: Vector, below: Vector) -> Vector:
     """Return ``above/below`` where the prior is positive, 0 elsewhere; infinite for 1/0."""
+    if prior.all() and below.all():
+        return above / below
     with np.errstate(divide="ignore"):
         return np.divide(above, below, out=np.zeros_like(prior), where=prior > 0)
 
@@ -82,6 +88,10 @@ class ReverseKL:
             return 0.0
         return -fairness * (1 + float(xlogy(prior, multipliers / fairness).sum()))
 
+    def bounded(self, multipliers: Vector, prior: Vector) -> bool:
+        """Whether ``w > 0``, or 0 where ``u = 0``."""
+        return bool(((multipliers > 0) | ((prior == 0) & (multipliers == 0))).all())
+
 
 @dataclass(frozen=True)
 class ForwardKL:
@@ -108,6 +118,11 @@ class ForwardKL:
         if fairness == 0:
             return float((-multipliers).max())
         return fairness * float(logsumexp(np.log(prior) - multipliers / fairness))
+
+    def bounded(self, multipliers: Vector, prior: Vector) -> bool:
+        """Whether every ``w`` is finite."""
+        del prior
+        return bool(np.isfinite(multipliers).all())
 
 
 @dataclass(frozen=True)

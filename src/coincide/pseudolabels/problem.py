@@ -79,8 +79,7 @@ class Problem:
 
     def bounded_by(self, multipliers: Vector) -> bool:
         """Whether multipliers give a finite lower bound."""
-        coupling = self.objective.coupling
-        return math.isfinite(coupling.conjugate(multipliers, self.prior, self.fairness))
+        return self.objective.coupling.bounded(multipliers, self.prior)
 
     def admissible(self, labels: Tensor) -> Tensor:
         """Return labels of finite loss: under Shannon's, none where the prediction is 0."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-_LEAST_EPOCHS = 4
-_LEAST_STEPS = 160
+_LEAST_EPOCHS = 3
+_LEAST_STEPS = 120
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class TrainingConfig:
     learning_rate, momentum, weight_decay : float
         Of stochastic gradient descent; the learning rate falls linearly over the last quarter.
     max_epochs : int or None
-        Passes over the data; None: at least 4 and at least 160 steps.
+        Passes over the data; None: at least 3 and at least 120 steps.
     """
 
     batch_size: int = 500

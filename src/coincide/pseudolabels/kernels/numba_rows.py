@@ -342,7 +342,7 @@ class NumbaRows:
 
     def _cast(self, shift: Vector) -> Array:
         """Return a K-vector in the rows' precision; constants are free and cost digits."""
-        centered: Array = (shift - shift.mean()).astype(self._probs.dtype)
+        centered: Array = (shift - shift.max()).astype(self._probs.dtype)
         return centered
 
     def factor(self) -> Factors:

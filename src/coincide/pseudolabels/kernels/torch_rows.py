@@ -112,7 +112,7 @@ class TorchRows:
 
     def _cast(self, shift: Vector) -> Tensor:
         """Return a K-vector in the rows' precision; constants are free and cost digits."""
-        return torch.from_numpy(shift - shift.mean()).to(self.probs)
+        return torch.from_numpy(shift - shift.max()).to(self.probs)
 
     def predict(self, shift: Vector) -> Prediction:
         """Find the affine direction ``Δy/y`` for the right-hand side ``gradient + shift``."""

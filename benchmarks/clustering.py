@@ -1,0 +1,119 @@
+"""Accuracy and time of CollisionClustering beside scikit-learn's K-means, same seeds and features.
+
+    python benchmarks/clustering.py NAME=SOURCE [NAME=SOURCE ...] --out results.json
+
+SOURCE is whatever ``coincide cluster`` reads, with labels. Labels score both methods afterwards;
+they choose nothing. Every seed fits both in turn in one process, after one unmeasured warm-up
+fit each; the JSON holds every figure with command, seeds, versions, machine and commit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.cluster import KMeans
+
+from coincide import CollisionClustering
+from coincide.data import load_source
+from coincide.metrics import score_clustering
+
+
+def timed(estimator: Any, features: np.ndarray) -> tuple[np.ndarray, float]:
+    """Fit and return the labels and the seconds it took."""
+    started = time.perf_counter()
+    labels = estimator.fit_predict(features)
+    return labels, time.perf_counter() - started
+
+
+def compare(source: str, seeds: range) -> dict[str, Any]:
+    """Return the scores and times of both methods for every seed."""
+    read = load_source(source)
+    if read.labels is None:
+        raise SystemExit(f"{source} holds no labels to score by.")
+    features = np.asarray(read.features, np.float32)
+    n_clusters = len(np.unique(read.labels))
+    methods = {
+        "coincide": lambda seed: CollisionClustering(n_clusters, random_state=seed),
+        "k-means": lambda seed: KMeans(n_clusters, n_init=1, random_state=seed),
+    }
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
+    for name, make in methods.items():
+        timed(make(seeds[0]), features)
+        del name
+    for seed in seeds:
+        for name, make in methods.items():
+            labels, seconds = timed(make(seed), features)
+            scores = score_clustering(read.labels, labels)
+            runs[name].append({"seed": seed, "seconds": seconds, **scores})
+    return {
+        "rows": len(features),
+        "features": features.shape[1],
+        "clusters": n_clusters,
+        "runs": runs,
+        "summary": {name: summarize(rows) for name, rows in runs.items()},
+    }
+
+
+def summarize(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Return mean and standard deviation of each figure."""
+    summary = {}
+    for key in ("accuracy", "nmi", "ari", "seconds"):
+        values = np.array([row[key] for row in rows])
+        summary[key], summary[f"{key}_std"] = float(values.mean()), float(values.std())
+    summary["seconds_median"] = float(np.median([row["seconds"] for row in rows]))
+    return summary
+
+
+def circumstances() -> dict[str, Any]:
+    """Return what is needed to run it again."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    packages = ("coincide", "torch", "scikit-learn", "numpy", "numba")
+    return {
+        "command": sys.argv,
+        "commit": commit,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {"platform": platform.platform(), "threads": torch.get_num_threads()},
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+    }
+
+
+def main() -> None:
+    """Run the comparison and write it."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("sources", nargs="+", metavar="NAME=SOURCE")
+    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore", UserWarning)
+    results = {**circumstances(), "labels": "for scores only", "sets": {}}
+    for item in arguments.sources:
+        name, source = item.split("=", 1)
+        found = compare(source, range(arguments.seeds))
+        results["sets"][name] = found
+        ours, theirs = found["summary"]["coincide"], found["summary"]["k-means"]
+        print(
+            f"{name}: accuracy {ours['accuracy']:.3f} ± {ours['accuracy_std']:.3f},"
+            f" K-means {theirs['accuracy']:.3f} ± {theirs['accuracy_std']:.3f};"
+            f" time {ours['seconds']:.2f} s, K-means {theirs['seconds']:.2f} s"
+            f" (median ratio {ours['seconds_median'] / theirs['seconds_median']:.2f})"
+        )
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
