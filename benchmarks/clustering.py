@@ -2,6 +2,8 @@
 
     python benchmarks/clustering.py NAME=SOURCE [NAME=SOURCE ...] --out results.json
 
+It prints the Markdown table of the README.
+
 SOURCE is whatever ``coincide cluster`` reads, with labels. Labels score both methods afterwards;
 they choose nothing. Every seed fits both in turn in one process, after one unmeasured warm-up
 fit each; the JSON holds every figure with command, seeds, versions, machine and commit.
@@ -23,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
 from coincide import CollisionClustering
@@ -30,7 +33,7 @@ from coincide.data import load_source
 from coincide.metrics import score_clustering
 
 
-def timed(estimator: Any, features: np.ndarray) -> tuple[np.ndarray, float]:
+def timed(estimator: Any, features: NDArray[Any]) -> tuple[NDArray[Any], float]:
     """Fit and return the labels and the seconds it took."""
     started = time.perf_counter()
     labels = estimator.fit_predict(features)
@@ -49,9 +52,8 @@ def compare(source: str, seeds: range) -> dict[str, Any]:
         "k-means": lambda seed: KMeans(n_clusters, n_init=1, random_state=seed),
     }
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
-    for name, make in methods.items():
+    for make in methods.values():
         timed(make(seeds[0]), features)
-        del name
     for seed in seeds:
         for name, make in methods.items():
             labels, seconds = timed(make(seed), features)
@@ -100,16 +102,18 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)
     results = {**circumstances(), "labels": "for scores only", "sets": {}}
+    print("| set | rows × features | K | coincide | K-means | time, coincide / K-means |")
+    print("|---|---|---|---|---|---|")
     for item in arguments.sources:
         name, source = item.split("=", 1)
         found = compare(source, range(arguments.seeds))
         results["sets"][name] = found
         ours, theirs = found["summary"]["coincide"], found["summary"]["k-means"]
         print(
-            f"{name}: accuracy {ours['accuracy']:.3f} ± {ours['accuracy_std']:.3f},"
-            f" K-means {theirs['accuracy']:.3f} ± {theirs['accuracy_std']:.3f};"
-            f" time {ours['seconds']:.2f} s, K-means {theirs['seconds']:.2f} s"
-            f" (median ratio {ours['seconds_median'] / theirs['seconds_median']:.2f})"
+            f"| {name} | {found['rows']:,} × {found['features']} | {found['clusters']}"
+            f" | {ours['accuracy']:.3f} ± {ours['accuracy_std']:.3f}"
+            f" | {theirs['accuracy']:.3f} ± {theirs['accuracy_std']:.3f}"
+            f" | {ours['seconds']:.2f} s / {theirs['seconds']:.2f} s |"
         )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -315,8 +315,8 @@ def _training_plates(metrics: dict[str, Any]) -> list[Plate]:
     """Return the loss by epoch and the objectives of the restarts, where the run gave them."""
     restarts = records(metrics, "restarts")
     finished = [
-        (f"seed {restart.get('seed', MISSING)}", objective)
-        for restart in restarts
+        (f"restart {n}", objective)
+        for n, restart in enumerate(restarts, start=1)
         if math.isfinite(objective := number(restart.get("objective")))
     ]
     objectives = [objective for _, objective in finished]
