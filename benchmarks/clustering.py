@@ -85,12 +85,22 @@ def circumstances() -> dict[str, Any]:
     ).stdout.strip()
     packages = ("coincide", "torch", "scikit-learn", "numpy", "numba")
     return {
-        "command": sys.argv,
+        "command": ["python", "benchmarks/clustering.py", *map(_without_folder, sys.argv[1:])],
         "commit": commit,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"platform": platform.platform(), "threads": torch.get_num_threads()},
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+        },
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
     }
+
+
+def _without_folder(argument: str) -> str:
+    """Name a source by its last part: where it lies on this machine is nobody's business."""
+    name, equals, source = argument.partition("=")
+    return f"{name}{equals}{Path(source).name}" if equals else argument
 
 
 def main() -> None:
