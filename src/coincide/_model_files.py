@@ -6,9 +6,11 @@ Loading reads numbers and text only; nothing in the files can run.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -20,6 +22,23 @@ FORMAT = 1
 
 class ModelError(ValueError):
     """A saved model that cannot be read."""
+
+
+def as_json(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what JSON can hold of the values; anything else, such as a module, becomes None."""
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Tensor):
+        return value.detach().cpu().tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return as_json(value)
+    return value if value is None or isinstance(value, str | int | float) else None
 
 
 def save_model(folder: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -25,10 +26,17 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from coincide._checks import check_integer, check_option, check_real, parameter_message
-from coincide._model_files import ModelError, load_model, save_model
+from coincide._clustering_checks import (
+    OWNER,
+    check_network,
+    check_parameters,
+    check_rows,
+    check_spread,
+    check_weights,
+    find_device,
+)
+from coincide._model_files import ModelError, as_json, load_model, save_model
 from coincide.data.scaling import (
-    SCALINGS,
     ScaledRows,
     Scaling,
     fit_scaling,
@@ -37,25 +45,20 @@ from coincide.data.scaling import (
 )
 from coincide.data.views import VectorView
 from coincide.methods import CollisionMethod
-from coincide.networks import NETWORKS, build_network, start_from_centers
-from coincide.pseudolabels import OBJECTIVES, SOLVERS
+from coincide.networks import build_network, start_from_centers
 from coincide.pseudolabels.kernels import choose_backend
 from coincide.pseudolabels.problem import Certificate
-from coincide.pseudolabels.solve import check_prior, check_solver
+from coincide.pseudolabels.solve import check_prior
 from coincide.training import EpochRecord, Trainer, TrainingConfig, signs_of_collapse
 
 __all__ = ["ClusteringWarning", "CollisionClustering", "ModelError"]
 
-_OWNER = "CollisionClustering"
-_INITS = ("random", "k-means")
 
 _LABEL_TOL = 0.05  # of a batch's pseudo-labels; a hundredth of it for the reported objective
 _STARTED_ROWS = 20_000  # that K-means sees
 _JUDGED_ROWS = 2_500  # on which restarts are compared
 _ENTRIES_PER_RESTART = 750_000
 _MOST_RESTARTS = 10
-_ROWS_PER_BATCH = 500
-_ROWS_PER_CLUSTER = 8
 _RESTLESS = 0.25  # share of rows that still change cluster in the last epoch
 
 
@@ -213,20 +216,20 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             clusters.
         """
         del y
-        config, seeds = self._check_parameters()
+        config = check_parameters(self)
         features = validate_data(self, X, dtype="numeric", ensure_min_samples=1)
-        weights = _check_weights(sample_weight, len(features))
+        weights = check_weights(sample_weight, len(features))
         used = features if weights is None else features[weights > 0]
         kept = None if weights is None else weights[weights > 0]
-        self._check_rows(used)
+        check_rows(used, self.n_clusters)
         # A stream that partial_fit began has a network of its own, now replaced.
         self.__dict__.pop("_trainer", None)
-        self.device_ = _device(self.device)
+        self.device_ = find_device(self.device)
         self.scaling_ = fit_scaling(used, self.scaling, kept)
-        self._check_spread(self.scaling_)
+        check_spread(self.scaling_)
         rows = ScaledRows(used, self.scaling_, self.device_)
         row_weights = None if kept is None else torch.from_numpy(kept).float().to(self.device_)
-        self._choose(rows, row_weights, config, seeds(rows))
+        self._choose(rows, row_weights, config, self._seeds(rows))
         self._describe(features)
         return self
 
@@ -250,20 +253,18 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             Itself.
         """
         del y
-        config, seeds = self._check_parameters()
+        config = check_parameters(self)
         first = not hasattr(self, "network_")
         features = validate_data(self, X, dtype="numeric", reset=first)
-        weights = _check_weights(sample_weight, len(features))
+        weights = check_weights(sample_weight, len(features))
         chunk = fit_scaling(features, self.scaling, weights)
         if first:
-            self._check_rows(features)
-            self._check_spread(chunk)
-            self.device_ = _device(self.device)
+            check_rows(features, self.n_clusters)
+            check_spread(chunk)
+            self.device_ = find_device(self.device)
             self.scaling_ = chunk
-            with torch.random.fork_rng(
-                devices=[self.device_] if self.device_.type == "cuda" else []
-            ):
-                torch.manual_seed(int(check_random_state(self.random_state).randint(2**31)))
+            seed = int(check_random_state(self.random_state).randint(2**31))
+            with _seeded(seed, self.device_):
                 rows = ScaledRows(features, chunk, self.device_)
                 self.network_ = self._start_network(rows, 0)
             self.n_iter_, self.history_ = 0, []
@@ -272,12 +273,12 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         rows = ScaledRows(features, self.scaling_, self.device_)
         if not hasattr(self, "_trainer"):
             self._trainer = self._new_trainer(self.network_, config, len(features))
-            self._generator = torch.Generator().manual_seed(seeds(rows)[0])
+            self._generator = torch.Generator().manual_seed(self._seeds(rows)[0])
         row_weights = (
             None if weights is None else torch.from_numpy(weights).float().to(self.device_)
         )
-        with torch.random.fork_rng(devices=[self.device_] if self.device_.type == "cuda" else []):
-            torch.manual_seed(int(torch.randint(2**31, (), generator=self._generator)))
+        seed = int(torch.randint(2**31, (), generator=self._generator))
+        with _seeded(seed, self.device_):
             loss, _, live = self._trainer.run_epoch(
                 rows, generator=self._generator, weights=row_weights
             )
@@ -308,25 +309,13 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self, "network_")
         parameters = self.get_params(deep=False)
-        own = isinstance(self.network, nn.Module)
-        plain = {
-            **parameters,
-            "network": None if own else self.network,
-            "prior": None if self.prior is None else np.asarray(self.prior).tolist(),
-            "random_state": self.random_state if isinstance(self.random_state, int) else None,
-        }
-        plain.pop("callback")
-        plain = {
-            name: value.item() if isinstance(value, np.generic) else value
-            for name, value in plain.items()
-        }
+        parameters.pop("callback")
         tensors = {f"network.{name}": t for name, t in self.network_.state_dict().items()}
         tensors |= {"scaling.mean": self.scaling_.mean, "scaling.spread": self.scaling_.spread}
         tensors["scaling.mass"] = torch.tensor(self.scaling_.mass, dtype=torch.float64)
         fitted = {name: getattr(self, name) for name in _SAVED if hasattr(self, name)}
-        if hasattr(self, "mean_label_"):
-            fitted["mean_label_"] = self.mean_label_.tolist()
-        save_model(Path(folder), tensors, {"parameters": plain, "fitted": fitted})
+        description = {"parameters": as_json(parameters), "fitted": as_json(fitted)}
+        save_model(Path(folder), tensors, description)
 
     @classmethod
     def load(cls, folder: str | Path, *, network: nn.Module | None = None) -> CollisionClustering:
@@ -350,18 +339,16 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
                 raise ModelError("it needs a module of your own, load(folder, network=...).")
             chosen = parameters["network"] if network is None else network
             model = cls(**{**parameters, "network": chosen})
-            for name in _SAVED:
-                if name in fitted:
-                    setattr(model, name, fitted[name])
-            if "mean_label_" in fitted:
-                model.mean_label_ = np.asarray(fitted["mean_label_"])
+            for name, value in fitted.items():
+                if name in _SAVED:
+                    setattr(model, name, np.asarray(value) if name == "mean_label_" else value)
             model.scaling_ = Scaling(
                 model.scaling,
                 tensors.pop("scaling.mean"),
                 tensors.pop("scaling.spread"),
                 float(tensors.pop("scaling.mass")),
             )
-            model.device_ = _device(model.device)
+            model.device_ = find_device(model.device)
             module = model._fresh_network(model.n_features_in_)
             state = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
             module.load_state_dict(state)
@@ -370,23 +357,14 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         model.network_ = module.to(model.device_).eval()
         return model
 
-    # --- starting and choosing -------------------------------------------------------------
-
     def _choose(
-        self,
-        rows: ScaledRows,
-        weights: Tensor | None,
-        config: TrainingConfig,
-        seeds: list[int],
+        self, rows: ScaledRows, weights: Tensor | None, config: TrainingConfig, seeds: list[int]
     ) -> None:
         """Train from every seed and keep the network with the lowest objective."""
         best: Certificate | None = None
         self.restarts_ = []
         for number, seed in enumerate(seeds):
-            with torch.random.fork_rng(
-                devices=[self.device_] if self.device_.type == "cuda" else []
-            ):
-                torch.manual_seed(seed)
+            with _seeded(seed, self.device_):
                 network = self._start_network(rows, seed)
                 trainer = self._new_trainer(network, config, len(rows))
                 records = trainer.fit(
@@ -404,7 +382,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         assert best is not None
         if np.isnan(best.objective):
             raise ValueError(
-                f"The training of {_OWNER} diverged: the predictions are not numbers. Try a smaller"
+                f"The training of {OWNER} diverged: the predictions are not numbers. Try a smaller"
                 " learning_rate."
             )
         self.objective_, self.gap_ = best.objective, best.gap
@@ -437,17 +415,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
                 rows[some].cpu().numpy()
             )
             start_from_centers(network, torch.from_numpy(centers.cluster_centers_))
-        with torch.no_grad():
-            try:
-                shape = tuple(network.eval()(rows[slice(0, 2)]).shape)
-            except RuntimeError as error:
-                expected = f"a module that takes rows of {width} features"
-                raise ValueError(
-                    parameter_message("network", _OWNER, expected, str(error))
-                ) from error
-        if len(shape) != 2 or shape[1] != self.n_clusters:
-            expected = f"a module with {self.n_clusters} logits a row, one for each cluster"
-            raise ValueError(parameter_message("network", _OWNER, expected, f"output {shape}"))
+        check_network(network, rows[slice(0, 2)], self.n_clusters)
         return network
 
     def _fresh_network(self, n_features: int) -> nn.Module:
@@ -463,15 +431,13 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
 
     def _method(self, n_rows: int, n_solves: int = 1) -> CollisionMethod:
         return CollisionMethod(
-            prior=check_prior(self.prior, self.n_clusters, _OWNER),
+            prior=check_prior(self.prior, self.n_clusters, OWNER),
             fairness=float(self.fairness),
             objective=self.objective,
             solver=self.solver,
             label_tol=_LABEL_TOL,
             backend=choose_backend(n_rows * self.n_clusters * n_solves, self.device_),
         )
-
-    # --- after training --------------------------------------------------------------------
 
     def _describe(self, features: NDArray[Any]) -> None:
         """Set the training rows' labels and say in plain words what looks wrong."""
@@ -485,7 +451,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.labels_ = np.concatenate(labels)
         self.mean_label_ = sums / len(features)
         sizes = np.bincount(self.labels_, minlength=self.n_clusters)
-        prior = check_prior(self.prior, self.n_clusters, _OWNER)
+        prior = check_prior(self.prior, self.n_clusters, OWNER)
         losses = [float(epoch["loss"]) for epoch in self.history_]
         for sentence in signs_of_collapse(sizes, squares, prior, losses):
             warnings.warn(sentence, ClusteringWarning, stacklevel=3)
@@ -510,42 +476,6 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         features = validate_data(self, X, dtype="numeric", reset=False)
         return np.concatenate([of_logits(z).cpu().numpy() for z in self._logits(features)])
 
-    # --- checks ----------------------------------------------------------------------------
-
-    def _check_parameters(self) -> tuple[TrainingConfig, Callable[[ScaledRows], list[int]]]:
-        """Refuse unfit parameters; return the configuration and how to draw the seeds."""
-        check_integer(self.n_clusters, "n_clusters", _OWNER, low=2)
-        check_option(self.objective, "objective", _OWNER, OBJECTIVES)
-        check_solver(check_option(self.solver, "solver", _OWNER, SOLVERS), self.objective, _OWNER)
-        check_real(self.fairness, "fairness", _OWNER)
-        check_prior(self.prior, self.n_clusters, _OWNER)
-        check_option(self.scaling, "scaling", _OWNER, SCALINGS)
-        check_option(self.init, "init", _OWNER, _INITS)
-        if not isinstance(self.network, nn.Module):
-            check_option(self.network, "network", _OWNER, NETWORKS)
-        if self.init == "k-means" and self.network != "linear":
-            expected = "'random' unless network is 'linear'"
-            raise ValueError(parameter_message("init", _OWNER, expected, self.init))
-        for name in ("view_dropout", "momentum"):
-            value = getattr(self, name)
-            if check_real(value, name, _OWNER) >= 1:
-                raise ValueError(parameter_message(name, _OWNER, "a number below 1", value))
-        check_real(self.view_noise, "view_noise", _OWNER)
-        config = TrainingConfig(
-            batch_size=max(_ROWS_PER_BATCH, _ROWS_PER_CLUSTER * self.n_clusters)
-            if self.batch_size == "auto"
-            else check_integer(self.batch_size, "batch_size", _OWNER, low=2),
-            learning_rate=check_real(self.learning_rate, "learning_rate", _OWNER, open_low=True),
-            momentum=float(self.momentum),
-            weight_decay=check_real(self.weight_decay, "weight_decay", _OWNER),
-            max_epochs=None
-            if self.max_epochs is None
-            else check_integer(self.max_epochs, "max_epochs", _OWNER, low=1),
-        )
-        if self.n_init != "auto":
-            check_integer(self.n_init, "n_init", _OWNER, low=1)
-        return config, self._seeds
-
     def _seeds(self, rows: ScaledRows) -> list[int]:
         """Return one seed a restart."""
         fitting = _ENTRIES_PER_RESTART // (len(rows) * self.n_clusters)
@@ -553,46 +483,16 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         drawn = check_random_state(self.random_state).randint(2**31, size=count)
         return [int(seed) for seed in drawn]
 
-    def _check_rows(self, features: NDArray[Any]) -> None:
-        if len(features) < self.n_clusters:
-            raise ValueError(
-                f"n_samples={len(features)} should be >= n_clusters={self.n_clusters}:"
-                " there cannot be more clusters than rows."
-            )
 
-    @staticmethod
-    def _check_spread(scaling: Scaling) -> None:
-        if not bool((scaling.spread > 0).any()):
-            raise ValueError("All features are constant: there is nothing to cluster by.")
+_SAVED = (
+    *("n_features_in_", "objective_", "gap_", "converged_", "n_iter_", "history_", "restarts_"),
+    "mean_label_",
+)
 
 
-_SAVED = ("n_features_in_", "objective_", "gap_", "converged_", "n_iter_", "history_", "restarts_")
-
-
-def _check_weights(weights: ArrayLike | None, n_rows: int) -> NDArray[np.float64] | None:
-    if weights is None:
-        return None
-    vector = np.asarray(weights, np.float64)
-    if vector.ndim == 0:
-        vector = np.full(n_rows, float(vector))
-    if vector.shape != (n_rows,):
-        expected = f"of shape ({n_rows},), one weight a row"
-        raise ValueError(parameter_message("sample_weight", _OWNER, expected, vector.shape))
-    if not (np.isfinite(vector) & (vector >= 0)).all() or not vector.any():
-        raise ValueError(
-            f"The 'sample_weight' parameter of {_OWNER} must be finite, non-negative and not all"
-            " zero."
-        )
-    return vector
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        expected = "'auto' or a device that is there, such as 'cpu' or 'cuda'"
-        raise ValueError(parameter_message("device", _OWNER, expected, name)) from error
-    return device
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators inside the block and leave them as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

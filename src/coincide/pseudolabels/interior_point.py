@@ -30,6 +30,7 @@ from coincide.pseudolabels.kernels import RowKernels, StepArrays, row_kernels
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Problem
 
+_MOST_CLASSES = 10_000
 _TO_BOUNDARY = 0.995
 _CENTERING_POWER = 3
 _SHARE_OF_TOL = 0.1
@@ -84,6 +85,12 @@ class InteriorPoint:
 
     def start(self, problem: Problem, labels: Tensor | None, tol: float) -> InteriorPointState:
         """Return an interior iterate, from the given labels or from uniform ones."""
+        classes = problem.probs.shape[1]
+        if classes > _MOST_CLASSES:
+            raise ValueError(
+                f"The 'interior-point' solver solves a dense system of K×K, and K = {classes:,} is"
+                f" more than {_MOST_CLASSES:,}. Take 'projected-gradient', or 'em' for 'cce+'."
+            )
         rows = problem.probs if problem.objective.collision else problem.finite_logs()
         kernels = row_kernels(
             problem.backend, rows, problem.weights, collision=problem.objective.collision
