@@ -210,7 +210,7 @@ def test_prior_and_weights_of_other_dtypes_and_kinds() -> None:
 
 def test_too_many_classes_for_a_dense_system_name_the_way_out() -> None:
     probs = np.full((1, 100_000), 1e-5)
-    with pytest.raises(ValueError, match="K = 100,000 is more than 10,000. Take 'projected-grad"):
+    with pytest.raises(ValueError, match=r"K = 100,000 is more than 10,000\. Take 'projected-grad"):
         solve_pseudo_labels(probs)
     found = solve_pseudo_labels(probs, solver="projected-gradient", fairness=1.0)
     assert found.converged
