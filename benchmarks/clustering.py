@@ -13,24 +13,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
-import sys
 import time
 import warnings
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from circumstances import circumstances
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
 from coincide import CollisionClustering
 from coincide.data import load_source
 from coincide.metrics import score_clustering
+
+PACKAGES = ("coincide", "torch", "scikit-learn", "numpy", "numba")
 
 
 def timed(estimator: Any, features: NDArray[Any]) -> tuple[NDArray[Any], float]:
@@ -78,31 +75,6 @@ def summarize(rows: list[dict[str, float]]) -> dict[str, float]:
     return summary
 
 
-def circumstances() -> dict[str, Any]:
-    """Return what is needed to run it again."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    packages = ("coincide", "torch", "scikit-learn", "numpy", "numba")
-    return {
-        "command": ["python", "benchmarks/clustering.py", *map(_without_folder, sys.argv[1:])],
-        "commit": commit,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "capability": torch.backends.cpu.get_cpu_capability(),
-            "threads": torch.get_num_threads(),
-        },
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-    }
-
-
-def _without_folder(argument: str) -> str:
-    """Name a source by its last part: where it lies on this machine is nobody's business."""
-    name, equals, source = argument.partition("=")
-    return f"{name}{equals}{Path(source).name}" if equals else argument
-
-
 def main() -> None:
     """Run the comparison and write it."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
@@ -111,7 +83,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)
-    results = {**circumstances(), "labels": "for scores only", "sets": {}}
+    results = {**circumstances("clustering.py", PACKAGES), "labels": "for scores only", "sets": {}}
     print("| set | rows × features | K | coincide | K-means | time, coincide / K-means |")
     print("|---|---|---|---|---|---|")
     for item in arguments.sources:

@@ -16,14 +16,7 @@ from coincide import solve_pseudo_labels
 from coincide.cluster import CollisionClustering
 from coincide.data import scaling as scaling_module
 from coincide.metrics import clustering_accuracy
-
-K, D = 3, 5
-X, Y = make_blobs(300, n_features=D, centers=K, cluster_std=0.6, random_state=0)
-QUICK = {"n_clusters": K, "n_init": 1, "max_epochs": 20, "random_state": 0}
-
-
-def fitted(features=X, /, **changes):
-    return CollisionClustering(**{**QUICK, **changes}).fit(features)
+from quick_fits import QUICK, D, K, X, Y, fitted
 
 
 @pytest.fixture(scope="module")

@@ -8,19 +8,11 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
-from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 from torch import nn
 
 from coincide.cluster import CollisionClustering, ModelError
-
-K, D = 3, 5
-X, Y = make_blobs(300, n_features=D, centers=K, cluster_std=0.6, random_state=0)
-QUICK = {"n_clusters": K, "n_init": 1, "max_epochs": 20, "random_state": 0}
-
-
-def fitted(features=X, /, **changes):
-    return CollisionClustering(**{**QUICK, **changes}).fit(features)
+from quick_fits import QUICK, D, K, X, Y, fitted
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,7 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from torch import nn
 
 from coincide.cluster import ClusteringWarning, CollisionClustering
-
-K, D = 3, 5
-X, Y = make_blobs(300, n_features=D, centers=K, cluster_std=0.6, random_state=0)
-QUICK = {"n_clusters": K, "n_init": 1, "max_epochs": 20, "random_state": 0}
-
-
-def fitted(features=X, /, **changes):
-    return CollisionClustering(**{**QUICK, **changes}).fit(features)
+from quick_fits import QUICK, D, K, X, fitted
 
 
 @pytest.fixture(scope="module")

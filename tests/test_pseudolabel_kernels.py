@@ -400,7 +400,8 @@ def test_m_step_in_float32(seed: int, size: tuple[int, int], scale: float, sprea
 @given(
     seed=seeds,
     size=sizes,
-    fairness=st.floats(0, 100),
+    # Coefficients λu/ȳ that underflow to 0 are another problem: λ = 0.
+    fairness=st.just(0.0) | st.floats(1e-100, 100),
     hard=st.booleans(),
 )
 def test_em_never_rises(seed: int, size: tuple[int, int], fairness: float, hard: bool) -> None:

@@ -13,14 +13,18 @@ its digits when a ``c_k`` is small. Newton runs on ``1 - 1/F`` from Lemma 1's st
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from coincide.pseudolabels.kernels import em_sweeper
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Problem
+
+if TYPE_CHECKING:
+    from coincide.pseudolabels.kernels.numba_em import NumbaSweep
 
 _NEWTON_STEPS = 60
 
@@ -30,6 +34,8 @@ class EMState:
     """The labels after a sweep; EM expects nothing of its gap and asks for the certificate."""
 
     labels: Tensor
+    mean_label: Vector
+    sweeper: NumbaSweep | None
     expected_gap: float = 0.0
     stalled: bool = False
     multipliers: Vector | None = None
@@ -49,16 +55,22 @@ class ExpectationMaximization:
     def start(self, problem: Problem, labels: Tensor | None, tol: float) -> EMState:
         """Start from the given labels, or from uniform ones (positive, so no class is lost)."""
         del tol
-        return EMState(problem.uniform_labels() if labels is None else labels)
+        labels = problem.uniform_labels() if labels is None else labels
+        sweeper = em_sweeper(problem.backend, problem.probs, problem.weights, labels)
+        return EMState(labels, problem.mean_label(labels), sweeper)
 
     def step(self, problem: Problem, state: EMState) -> EMState:
         """One sweep: E-step and M-step."""
-        mean_label = problem.mean_label(state.labels)
         # A class that nobody holds any more has infinite multipliers and no labels to scale.
-        multipliers = np.nan_to_num(problem.multipliers(mean_label), posinf=0.0)
+        multipliers = np.nan_to_num(problem.multipliers(state.mean_label), posinf=0.0)
+        if state.sweeper is not None:
+            free, positive = state.sweeper.sweep(multipliers)
+            # Labels that have become 0 need the cases of the supplement.
+            sweeper = state.sweeper if positive else None
+            return EMState(state.sweeper.labels, free + problem.held, sweeper)
         scale = torch.from_numpy(multipliers).to(state.labels)
         labels = solve_rows(problem.probs, state.labels * scale)
-        return EMState(labels)
+        return EMState(labels, problem.mean_label(labels), None)
 
 
 def solve_rows(probs: Tensor, coefficients: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ pass on the CPU and is several times as fast, after a compilation that Numba cac
 from __future__ import annotations
 
 import importlib.util
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ from coincide.pseudolabels.kernels.contract import (
 from coincide.pseudolabels.kernels.dual import dual_rows
 from coincide.pseudolabels.kernels.torch_rows import TorchRows
 
+if TYPE_CHECKING:
+    from coincide.pseudolabels.kernels.numba_em import NumbaSweep
+
 __all__ = [
     "Extents",
     "Factors",
@@ -31,6 +35,7 @@ __all__ = [
     "available_backends",
     "choose_backend",
     "dual_rows",
+    "em_sweeper",
     "row_kernels",
 ]
 
@@ -71,3 +76,19 @@ def row_kernels(backend: str, rows: Tensor, weights: Tensor, *, collision: bool)
 
         return NumbaRows(rows, weights, collision=collision)
     return TorchRows(rows, weights, collision=collision)
+
+
+def em_sweeper(backend: str, probs: Tensor, weights: Tensor, labels: Tensor) -> NumbaSweep | None:
+    """Return compiled EM sweeps from these labels, or None where there are none for them.
+
+    Parameters
+    ----------
+    backend : {"torch", "numba"}
+    probs, labels : Tensor of shape (M, K)
+    weights : Tensor of shape (M,)
+    """
+    if backend != "numba" or not bool((labels > 0).all()):
+        return None
+    from coincide.pseudolabels.kernels.numba_em import NumbaSweep  # noqa: PLC0415
+
+    return NumbaSweep(probs, weights, labels)

@@ -9,12 +9,8 @@ code releases the GIL).
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,20 +23,10 @@ from coincide.pseudolabels.kernels.contract import (
     StepArrays,
     Vector,
 )
+from coincide.pseudolabels.kernels.numba_blocks import BlockedRows, compiled
 
 Array = NDArray[Any]
 
-# Sums may be reassociated and divisions do not look for zeros, which vectorizes both; infinities
-# and NaN keep their meaning.
-_compiled = numba.njit(
-    nogil=True,
-    cache=True,
-    error_model="numpy",
-    fastmath={"reassoc", "contract", "nsz", "arcp"},
-)
-
-_ENTRIES_PER_THREAD = 100_000
-_ENTRIES_PER_BLOCK = 4096
 # Of a row: scale and offset of g = p·scale - offset, 1 + q·e, κ, Σb, Σe, q·e.
 _SCALE, _OFFSET, _DENOMINATOR, _KAPPA, _TOTAL, _SUM_E, _CURVATURE = range(7)
 _SCALARS = 7
@@ -49,7 +35,7 @@ _SCALARS = 7
 # that they do not overlap, and gives up vectorizing. Computing d and g anew is cheaper.
 
 
-@_compiled
+@compiled
 def _factor(
     rows, p, w, y, zeta, collision, block, lead, scalars, iy, iz, scaled_e, scaled_b, pull, mean
 ):
@@ -112,7 +98,7 @@ def _factor(
     return complementarity
 
 
-@_compiled
+@compiled
 def _find_lead(p, y, lead, scale, offset, collision):
     """Find every row's largest label; ``g = p · scale - offset`` is zero there."""
     scale[:] = 0
@@ -131,7 +117,7 @@ def _find_lead(p, y, lead, scale, offset, collision):
         offset[j] = p[lead[j], j] * scale[j]
 
 
-@_compiled
+@compiled
 def _project(dr, er, scalars, bend):
     """Return ``β`` and ``γ`` of ``P r`` for a block of rows, from ``d·r`` and ``e·r``."""
     beta = (dr - bend * scalars[_KAPPA] * er) / scalars[_TOTAL]
@@ -139,7 +125,7 @@ def _project(dr, er, scalars, bend):
     return beta, gamma
 
 
-@_compiled
+@compiled
 def _predict(
     rows, p, w, y, zeta, collision, block, lead, scalars, iy, iz, shift, ratio, center, turn, sums
 ):
@@ -226,7 +212,7 @@ def _predict(
     sums[0], sums[1], sums[2], sums[3] = low, high, first_sum, second_sum
 
 
-@_compiled
+@compiled
 def _correct(
     rows, p, y, zeta, collision, block, lead, scalars, iy, iz, shift, target, ratio, primal, sums
 ):
@@ -276,7 +262,7 @@ def _correct(
     sums[0], sums[1] = low_primal, low_dual
 
 
-@_compiled
+@compiled
 def _advance(rows, y, zeta, primal, dual, length, block):
     """Move along the direction and put the labels back on the simplex."""
     classes = y.shape[0]
@@ -299,13 +285,6 @@ def _advance(rows, y, zeta, primal, dual, length, block):
                 yk[j] *= mass[j]
 
 
-def _ranges(rows: int, classes: int) -> list[tuple[int, int]]:
-    """Split the rows into one range a thread, if there is work enough for several."""
-    threads = min(torch.get_num_threads(), os.cpu_count() or 1)
-    count = max(1, min(threads, rows * classes // _ENTRIES_PER_THREAD))
-    return [(rows * n // count, rows * (n + 1) // count) for n in range(count)]
-
-
 class NumbaRows:
     """Row kernels of the interior point, compiled, on CPU tensors."""
 
@@ -316,29 +295,22 @@ class NumbaRows:
         self._weights: Array = weights.numpy()
         self._collision = collision
         classes, n_rows = self._probs.shape
-        self._block = max(16, _ENTRIES_PER_BLOCK // classes)
         self._lead = np.zeros(n_rows, np.int64)
         self._scalars = np.empty((_SCALARS, n_rows), self._probs.dtype)
         # Work arrays: 1/y, 1/ζ, and two that hold (e, b), then (ratio, -), then (dual, primal).
         self._iy, self._iz, self._first, self._second = (
             np.empty_like(self._probs) for _ in range(4)
         )
-        self._ranges = _ranges(n_rows, classes)
-        self._pool = ThreadPoolExecutor(len(self._ranges)) if len(self._ranges) > 1 else None
+        self._work = BlockedRows(n_rows, classes)
+        self._block = self._work.block
 
     def load(self, labels: Tensor, slacks: Tensor) -> StepArrays:
         """Return the iterate in this backend's layout; the caller's tensors stay untouched."""
         self._y, self._zeta = (a.numpy().T.copy() for a in (labels, slacks))
         return StepArrays(torch.from_numpy(self._y).T, torch.from_numpy(self._zeta).T)
 
-    def _each(self, work: Callable[[int, tuple[int, int]], Any]) -> list[Any]:
-        """Run ``work(number, range)`` on every range of rows and return the results."""
-        if self._pool is None:
-            return [work(0, self._ranges[0])]
-        return list(self._pool.map(work, range(len(self._ranges)), self._ranges))
-
     def _vectors(self) -> Array:
-        return np.zeros((len(self._ranges), self._probs.shape[0]))
+        return np.zeros((self._work.count, self._probs.shape[0]))
 
     def _cast(self, shift: Vector) -> Array:
         """Return a K-vector in the rows' precision; constants are free and cost digits."""
@@ -347,7 +319,7 @@ class NumbaRows:
 
     def factor(self) -> Factors:
         """Factor every row's Hessian and sum what the coupling needs."""
-        pull = np.zeros((len(self._ranges), 2, self._probs.shape[0]))
+        pull = np.zeros((self._work.count, 2, self._probs.shape[0]))
 
         def work(number: int, rows: tuple[int, int]) -> float:
             return float(
@@ -358,7 +330,7 @@ class NumbaRows:
                 )
             )  # fmt: skip
 
-        complementarity = sum(self._each(work))
+        complementarity = sum(self._work.each(work))
         gram = self._second @ self._second.T
         if self._collision:
             gram += self._first @ self._first.T
@@ -368,7 +340,7 @@ class NumbaRows:
     def predict(self, shift: Vector) -> Prediction:
         """Find the affine direction for the right-hand side ``g + shift``."""
         vector, center, turn = self._cast(shift), self._vectors(), self._vectors()
-        sums = np.empty((len(self._ranges), 4))
+        sums = np.empty((self._work.count, 4))
 
         def work(number: int, rows: tuple[int, int]) -> None:
             _predict(
@@ -377,7 +349,7 @@ class NumbaRows:
                 self._first, center[number], turn[number], sums[number],
             )  # fmt: skip
 
-        self._each(work)
+        self._work.each(work)
         low, high = float(sums[:, 0].min()), float(sums[:, 1].max())
         first, second = float(sums[:, 2].sum()), float(sums[:, 3].sum())
         return Prediction(low, high, first, second, center.sum(0), turn.sum(0))
@@ -385,7 +357,7 @@ class NumbaRows:
     def correct(self, shift: Vector, target: float) -> Extents:
         """Find the corrected direction, centered on ``y ζ = target``."""
         vector, level = self._cast(shift), self._probs.dtype.type(target)
-        sums = np.empty((len(self._ranges), 2))
+        sums = np.empty((self._work.count, 2))
 
         def work(number: int, rows: tuple[int, int]) -> None:
             _correct(
@@ -394,7 +366,7 @@ class NumbaRows:
                 self._second, sums[number],
             )  # fmt: skip
 
-        self._each(work)
+        self._work.each(work)
         return Extents(float(sums[:, 0].min()), float(sums[:, 1].min()))
 
     def advance(self, length: float) -> StepArrays:
@@ -405,5 +377,5 @@ class NumbaRows:
             del number
             _advance(rows, self._y, self._zeta, self._second, self._first, step, self._block)
 
-        self._each(work)
+        self._work.each(work)
         return StepArrays(torch.from_numpy(self._y).T, torch.from_numpy(self._zeta).T)

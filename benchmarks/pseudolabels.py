@@ -1,0 +1,365 @@
+"""Time, iterations and certified gap of the pseudo-label solvers, side by side in one process.
+
+    python benchmarks/pseudolabels.py --quick --out benchmarks/results/pseudolabels.json
+    python docs/figures/solver_benchmark.py     # the tables and the figure of the documentation
+
+Every problem is ``softmax(scale · normal logits)`` from a seed, objective (11), uniform prior. All
+solvers are judged in float64 by the one certificate of the library: objective minus lower bound.
+
+- First-order solvers (EM, projected gradient, paper EM): the clock runs during ``start`` and
+  ``step`` only. It stands still while their labels are certified, after every 5 % more
+  iterations; a time to a gap is that of the first such check. They stop at ``FIRST_ORDER_GAP``
+  or at the cap; the gap reached there is recorded, nothing is extrapolated.
+- Interior point: the library's own loop, and its certificates are counted.
+- cvxpy with CLARABEL: ``Problem.solve`` from modeling to solution; CLARABEL's own time beside it.
+
+The paper's EM starts from the predictions, as printed; the library's solvers from uniform labels.
+Compilation is not counted: every compiled solver first runs once on a small problem.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import cvxpy
+import numba
+import numpy as np
+import torch
+from circumstances import circumstances
+from paper_em import EPSILON, PaperEM
+from torch import Tensor
+
+from coincide.pseudolabels.em import ExpectationMaximization
+from coincide.pseudolabels.interior_point import InteriorPoint
+from coincide.pseudolabels.problem import Problem, certify
+from coincide.pseudolabels.projected_gradient import ProjectedGradient
+from coincide.pseudolabels.reduction import reduce_problem
+from coincide.pseudolabels.solver import run_solver
+
+PACKAGES = ("coincide", "torch", "numpy", "numba", "scipy", "cvxpy", "clarabel")
+FIRST_ORDER_GAP = 1e-3
+EXACT_GAP = 1e-6
+SHORT = 1.0  # seconds; shorter runs are repeated
+REPEATS = 3
+CHANGE = 1e-3  # the other stop, max|Δy| of one iteration
+SWEEPS = 31
+POINTS = 30  # of a trace, at least, that the results keep
+TABLE_1_STEPS = {2: (1.0, 10.0, 20.0), 20: (0.1, 1.0, 5.0), 200: (0.1, 1.0, 5.0)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A seeded problem."""
+
+    rows: int
+    classes: int
+    fairness: float
+    scale: float
+    seed: int = 0
+
+    def problem(self, backend: str = "torch") -> Problem:
+        """Return the problem, to be solved with the row kernels of a backend."""
+        normal = np.random.default_rng(self.seed).standard_normal((self.rows, self.classes))
+        probs = torch.from_numpy(self.scale * normal).softmax(1)
+        prior = np.full(self.classes, 1 / self.classes)
+        return reduce_problem(
+            probs, prior=prior, fairness=self.fairness, objective="cce+", backend=backend
+        ).problem
+
+
+def first_order_solvers(case: Case) -> dict[str, tuple[Any, torch.dtype]]:
+    """Return the first-order solvers of a case and the precision each works in."""
+    solvers: dict[str, tuple[Any, torch.dtype]] = {
+        "EM": (ExpectationMaximization(), torch.float64),
+        "paper EM": (PaperEM(), torch.float64),
+        "paper EM, float32": (PaperEM(), torch.float32),
+        "PGD, line search": (ProjectedGradient(), torch.float64),
+    }
+    for step in TABLE_1_STEPS.get(case.classes, ()):
+        solvers[f"PGD, η = {step:g}"] = (ProjectedGradient(step), torch.float64)
+    return solvers
+
+
+def judged(problem: Problem, labels: Tensor) -> dict[str, float]:
+    """Certify labels of any precision after putting their rows on the simplex."""
+    double = labels.double()
+    certificate = certify(problem, double / double.sum(1, keepdim=True))
+    return {"objective": certificate.objective, "gap": certificate.gap}
+
+
+def trace(
+    solver: Any, problem: Problem, dtype: torch.dtype, cap: float, gap: float
+) -> dict[str, Any]:
+    """Run a first-order solver and certify it after every 5 % more iterations, clock stopped."""
+    work = problem.to(dtype)
+    started = time.perf_counter()
+    state = solver.start(work, None, 0.0)
+    seconds = time.perf_counter() - started
+    points: list[dict[str, float]] = []
+    n, due = 0, 1
+    reason = None
+    while reason is None:
+        previous = state.labels
+        started = time.perf_counter()
+        state = solver.step(work, state)
+        seconds += time.perf_counter() - started
+        n += 1
+        if n < due and seconds < cap and not state.stalled:
+            continue
+        change = float((state.labels - previous).abs().max())
+        points.append(
+            {"iteration": n, "seconds": seconds, "change": change, **judged(problem, state.labels)}
+        )
+        due = n + max(1, n // 20)
+        reason = _stop(points[-1], gap, cap, stalled=state.stalled)
+    kept = points[:: max(1, len(points) // POINTS)]
+    return {"points": [*kept, points[-1]], **_summary(points, reason)}
+
+
+def _stop(point: dict[str, float], gap: float, cap: float, *, stalled: bool) -> str | None:
+    """Return why to stop, if at all."""
+    if math.isnan(point["objective"]):
+        return "NaN"
+    if point["gap"] <= gap:
+        return "gap"
+    if stalled:
+        return "stalled"
+    return "cap" if point["seconds"] >= cap else None
+
+
+def _summary(points: list[dict[str, float]], reason: str) -> dict[str, Any]:
+    """Return where a trace ended, and when it first met each stop."""
+    last = points[-1]
+    return {
+        **{key: last[key] for key in ("seconds", "objective", "gap")},
+        "iterations": last["iteration"],
+        "smallest_gap": min((p["gap"] for p in points if p["gap"] == p["gap"]), default=None),
+        "converged": reason == "gap",
+        "reason": reason,
+        "seconds_per_iteration": last["seconds"] / last["iteration"],
+        "to_1e-2": next((p for p in points if p["gap"] <= 1e-2), None),
+        "to_1e-3": next((p for p in points if p["gap"] <= 1e-3), None),
+        "to_change": next((p for p in points if p["change"] < CHANGE), None),
+    }
+
+
+def repeated_trace(
+    solver: Any, problem: Problem, dtype: torch.dtype, cap: float, gap: float
+) -> dict[str, Any]:
+    """Return one trace, or the one of median time where it is short."""
+    runs = [trace(solver, problem, dtype, cap, gap)]
+    while runs[0]["seconds"] < SHORT and len(runs) < REPEATS:
+        runs.append(trace(solver, problem, dtype, cap, gap))
+    runs.sort(key=lambda run: run["seconds"])
+    return runs[len(runs) // 2] | {"repeats": len(runs)}
+
+
+def exact(problem: Problem, tol: float) -> dict[str, Any]:
+    """Run the interior point through the library's loop, certificates counted."""
+    times: list[float] = []
+    while not times or (times[0] < SHORT and len(times) < REPEATS):
+        started = time.perf_counter()
+        outcome = run_solver(InteriorPoint(), problem, tol=tol, max_iter=InteriorPoint.max_iter)
+        times.append(time.perf_counter() - started)
+    assert outcome.certificate is not None
+    return {
+        "seconds": median(times),
+        "repeats": len(times),
+        "iterations": outcome.n_iter,
+        "objective": outcome.certificate.objective,
+        "gap": outcome.certificate.gap,
+        "converged": outcome.converged,
+        "seconds_per_iteration": median(times) / outcome.n_iter,
+    }
+
+
+def interior_point(case: Case, backend: str) -> dict[str, Any]:
+    """Run the interior point to the relative gap 1e-6 and to both absolute gaps; trace it."""
+    problem = case.problem(backend)
+    found = exact(problem, EXACT_GAP)
+    scale = max(1.0, abs(found["objective"]))
+    for gap in ("1e-2", "1e-3"):
+        found[f"to_{gap}"] = exact(problem, float(gap) / scale)
+    found["points"] = [
+        {key: exact_run[key] for key in ("seconds", "gap", "iterations")}
+        for exact_run in (exact(problem, 10.0**-n / scale) for n in range(7))
+    ]
+    return found
+
+
+def conic(case: Case) -> dict[str, Any]:
+    """Solve with cvxpy and CLARABEL at its default accuracy."""
+    problem = case.problem()
+    probs = problem.probs.numpy()
+    times = []
+    for _ in range(REPEATS):
+        labels = cvxpy.Variable(probs.shape, nonneg=True)
+        loss = -cvxpy.sum(cvxpy.log(cvxpy.sum(cvxpy.multiply(probs, labels), axis=1))) / case.rows
+        mean_label = cvxpy.sum(labels, axis=0) / case.rows
+        divergence = problem.prior @ (np.log(problem.prior) - cvxpy.log(mean_label))
+        model = cvxpy.Problem(
+            cvxpy.Minimize(loss + case.fairness * divergence), [cvxpy.sum(labels, axis=1) == 1]
+        )
+        started = time.perf_counter()
+        model.solve(solver=cvxpy.CLARABEL)
+        times.append(time.perf_counter() - started)
+    found = judged(problem, torch.from_numpy(np.maximum(labels.value, 0)))
+    return {
+        "seconds": median(times),
+        "solver_seconds": model.solver_stats.solve_time,
+        "iterations": model.solver_stats.num_iters,
+        "repeats": REPEATS,
+        "converged": found["gap"] <= EXACT_GAP * max(1.0, abs(found["objective"])),
+        **found,
+    }
+
+
+def sweep(solver: Any, problem: Problem) -> float:
+    """Return the median seconds of one sweep, after as many that do not count."""
+    state = solver.start(problem, None, 0.0)
+    for _ in range(SWEEPS):
+        state = solver.step(problem, state)
+    times = []
+    for _ in range(SWEEPS):
+        started = time.perf_counter()
+        state = solver.step(problem, state)
+        times.append(time.perf_counter() - started)
+    return median(times)
+
+
+def sweeps(case: Case) -> dict[str, Any]:
+    """Compare one sweep of the library's EM with one of the paper's."""
+    problem = case.problem()
+    return {
+        **vars(case),
+        "seconds": {
+            f"{name}, {str(dtype).removeprefix('torch.')}": sweep(solver, problem.to(dtype))
+            for name, solver in (("EM", ExpectationMaximization()), ("paper EM", PaperEM()))
+            for dtype in (torch.float64, torch.float32)
+        },
+    }
+
+
+def compare(case: Case, cap: float, gradient_cap: float) -> dict[str, Any]:
+    """Run every solver on one problem."""
+    solvers: dict[str, Any] = {
+        f"interior point, {backend}": interior_point(case, backend)
+        for backend in ("numba", "torch")
+    }
+    problem = case.problem()
+    for name, (solver, dtype) in first_order_solvers(case).items():
+        limit = gradient_cap if name.startswith("PGD") else cap
+        solvers[name] = repeated_trace(solver, problem, dtype, limit, FIRST_ORDER_GAP)
+        _tell(case, name, solvers[name])
+    if case.rows <= 250 and case.classes <= 10:
+        solvers["cvxpy + CLARABEL"] = conic(case)
+    for name, found in solvers.items():
+        if name not in first_order_solvers(case):
+            _tell(case, name, found)
+    return {**vars(case), "cap": cap, "gradient_cap": gradient_cap, "solvers": solvers}
+
+
+def grid(cases: Iterator[Case]) -> list[dict[str, Any]]:
+    """Run the interior point alone to the relative gap 1e-6."""
+    found = []
+    for case in cases:
+        found.append({**vars(case), **exact(case.problem("numba"), EXACT_GAP)})
+        _tell(case, "interior point, numba", found[-1])
+    return found
+
+
+def _tell(case: Case, name: str, found: dict[str, Any]) -> None:
+    """Print one line of progress."""
+    print(
+        f"M={case.rows} K={case.classes} λ={case.fairness:g} scale={case.scale:g} {name}:"
+        f" {found['iterations']} iterations, {found['seconds']:.3f} s, gap {found['gap']:.2e}"
+        f"{'' if found['converged'] else ' (not converged)'}",
+        flush=True,
+    )
+
+
+def warm_up() -> None:
+    """Compile everything once, unmeasured."""
+    case = Case(500, 5, 1.0, 2.0)
+    exact(case.problem("numba"), EXACT_GAP)
+    for solver, dtype in first_order_solvers(case).values():
+        trace(solver, case.problem(), dtype, 0.1, FIRST_ORDER_GAP)
+
+
+def side_by_side(full: bool) -> list[Case]:
+    """Return the problems that every solver gets."""
+    table_1 = [Case(5000, classes, 100.0, 2.0) for classes in (2, 20, 200)]
+    light = [Case(5000, classes, 1.0, 2.0) for classes in (20, 200)]
+    small = [Case(250, classes, fairness, 2.0) for classes, fairness in product((2, 10), (1, 100))]
+    if not full:
+        return table_1 + light + small
+    others = product((250, 5000, 100_000), (2, 10, 20, 200, 1000), (1.0, 100.0), (2.0, 5.0))
+    return list(dict.fromkeys(table_1 + light + small + [Case(*each) for each in others]))
+
+
+def alone(full: bool) -> Iterator[Case]:
+    """Return the problems that the interior point gets alone."""
+    most = 100_000_000 if full else 2_000_000
+    for each in product((250, 5000, 100_000), (2, 10, 20, 200, 1000), (1.0, 100.0), (2.0, 5.0)):
+        if each[0] * each[1] <= most:
+            yield Case(*each)
+
+
+def _finite(value: Any) -> Any:
+    """Return nested results as JSON has them: four digits of every figure, null for no number."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+    return value
+
+
+def main() -> None:
+    """Run the benchmark and write it."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    size = parser.add_mutually_exclusive_group(required=True)
+    size.add_argument("--quick", action="store_true", help="about eight minutes on two cores")
+    size.add_argument("--full", action="store_true", help="every problem: hours")
+    parser.add_argument("--cap", type=float, default=30.0, help="seconds for each EM")
+    parser.add_argument("--gradient-cap", type=float, default=5.0, help="seconds for each PGD")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    # Rows on their way past a boundary are judged, not warned of.
+    np.seterr(all="ignore")
+    warm_up()
+    rows = (1000, 10_000, 100_000, 1_000_000)
+    results = {
+        **circumstances("pseudolabels.py", PACKAGES),
+        "epsilon": {str(dtype): value for dtype, value in EPSILON.items()},
+        "tolerances": {"first order, absolute gap": FIRST_ORDER_GAP, "exact, relative": EXACT_GAP},
+        "sweeps": [sweeps(Case(5000, classes, 100.0, 2.0)) for classes in (2, 20, 200)],
+        "linearity": grid(Case(n, 20, 100.0, 2.0) for n in rows),
+        "interior_point": grid(alone(arguments.full)),
+        "problems": [],
+    }
+    for case in side_by_side(arguments.full):
+        results["problems"].append(compare(case, arguments.cap, arguments.gradient_cap))
+        write(results, arguments.out)
+
+
+def write(results: dict[str, Any], out: Path) -> None:
+    """Write what there is so far."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_finite(results), indent=1, ensure_ascii=False)
+    out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
