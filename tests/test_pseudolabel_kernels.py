@@ -15,7 +15,13 @@ from scipy.optimize import minimize
 
 from coincide.pseudolabels import OBJECTIVES, SOLVERS, ProjectedGradient
 from coincide.pseudolabels.em import solve_rows
-from coincide.pseudolabels.kernels import available_backends, choose_backend, dual_rows, row_kernels
+from coincide.pseudolabels.kernels import (
+    available_backends,
+    choose_backend,
+    dual_rows,
+    dual_values,
+    row_kernels,
+)
 from coincide.pseudolabels.problem import Problem, certify
 from coincide.pseudolabels.projected_gradient import project_to_simplex, row_gradient
 from coincide.pseudolabels.reduction import reduce_problem
@@ -197,25 +203,27 @@ def test_bound_is_tight_at_the_optimum(objective: str) -> None:
     assert bound == pytest.approx(optimum, abs=1e-6)
 
 
+@pytest.mark.parametrize("backend", available_backends())
 @LAWS
 @given(seed=seeds, size=sizes, scale=st.floats(0, 12), spread=st.floats(0, 50))
 def test_row_duals_against_enumeration(
-    seed: int, size: tuple[int, int], scale: float, spread: float
+    backend: str, seed: int, size: tuple[int, int], scale: float, spread: float
 ) -> None:
     probs = random_probs(*size, scale=scale, seed=seed)
     multipliers = np.random.default_rng(seed + 1).normal(size=size[1]) * spread
-    found = dual_rows(torch.from_numpy(probs), torch.from_numpy(multipliers), collision=True)
+    found = dual_values(backend, torch.from_numpy(probs), multipliers, collision=True)
     expected = [dual_row_by_enumeration(row, multipliers) for row in probs]
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", degenerate_problems())
 @pytest.mark.parametrize("ties", [False, True])
-def test_row_duals_of_degenerate_rows(name: str, ties: bool) -> None:
+@pytest.mark.parametrize("backend", available_backends())
+def test_row_duals_of_degenerate_rows(backend: str, name: str, ties: bool) -> None:
     probs = degenerate_problems()[name]
     n_classes = probs.shape[1]
     multipliers = np.zeros(n_classes) if ties else np.linspace(-3, 40, n_classes)
-    found = dual_rows(torch.from_numpy(probs), torch.from_numpy(multipliers), collision=True)
+    found = dual_values(backend, torch.from_numpy(probs), multipliers, collision=True)
     expected = [dual_row_by_enumeration(row, multipliers) for row in probs]
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12, atol=1e-11)
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coincide.pseudolabels.kernels import dual_rows
+from coincide.pseudolabels.kernels import dual_values
 from coincide.pseudolabels.objectives import Objective, Vector
 
 
@@ -111,8 +111,9 @@ class Problem:
 
     def lower_bound(self, multipliers: Vector) -> float:
         """Return ``bound(w)``: no labels have a smaller objective."""
-        vector = torch.from_numpy(multipliers).to(self.probs.device)
-        rows = dual_rows(self.probs.double(), vector, collision=self.objective.collision)
+        rows = dual_values(
+            self.backend, self.probs, multipliers, collision=self.objective.collision
+        )
         conjugate = self.objective.coupling.conjugate(multipliers, self.prior, self.fairness)
         return (
             float(self.weights.double() @ rows)

@@ -19,6 +19,7 @@ from coincide.pseudolabels.kernels.contract import (
     Prediction,
     RowKernels,
     StepArrays,
+    Vector,
 )
 from coincide.pseudolabels.kernels.dual import dual_rows
 from coincide.pseudolabels.kernels.torch_rows import TorchRows
@@ -35,6 +36,7 @@ __all__ = [
     "available_backends",
     "choose_backend",
     "dual_rows",
+    "dual_values",
     "em_sweeper",
     "row_kernels",
 ]
@@ -92,3 +94,22 @@ def em_sweeper(backend: str, probs: Tensor, weights: Tensor, labels: Tensor) -> 
     from coincide.pseudolabels.kernels.numba_em import NumbaSweep  # noqa: PLC0415
 
     return NumbaSweep(probs, weights, labels)
+
+
+def dual_values(backend: str, probs: Tensor, multipliers: Vector, *, collision: bool) -> Tensor:
+    """Return ``g_i(w) = min_y [f_i(y) - w·y]`` for every row, float64, ``(M,)``.
+
+    Parameters
+    ----------
+    backend : {"torch", "numba"}
+    probs : Tensor of shape (M, K)
+    multipliers : array of shape (K,)
+    collision : bool
+        Which of the two row losses.
+    """
+    if backend == "numba" and collision:
+        from coincide.pseudolabels.kernels.numba_dual import compiled_dual_rows  # noqa: PLC0415
+
+        return torch.from_numpy(compiled_dual_rows(probs, multipliers))
+    vector = torch.from_numpy(multipliers).to(probs.device)
+    return dual_rows(probs.double(), vector, collision=collision)
