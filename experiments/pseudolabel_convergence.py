@@ -34,8 +34,8 @@ from coincide.pseudolabels.problem import Problem, certify
 
 Array = NDArray[np.float64]
 
-ROWS = {2: 2000, 20: 1000, 200: 500}  # by the number of classes
-FAIRNESS = (1.0, 10.0, 100.0)
+ROWS = {2: 2000, 20: 1000, 200: 250}  # by the number of classes
+SWEEPS = {1.0: 1000, 10.0: 2000, 100.0: 4000}  # by the fairness
 SCALES = (1.0, 2.0, 5.0)
 SWEEP = tuple(float(f"{10**exponent:.3g}") for exponent in np.arange(-1, 3.01, 0.5))
 GOAL = 1e-3  # the gap that iterations are counted to
@@ -227,20 +227,20 @@ def main() -> None:
     """Run the three studies and write them."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--sweeps", type=int, default=4000, help="sweeps of a trace")
-    parser.add_argument("--most-sweeps", type=int, default=40_000, help="sweeps at one fairness")
+    parser.add_argument("--most-sweeps", type=int, default=15_000, help="sweeps at one fairness")
     arguments = parser.parse_args()
     started = time.perf_counter()
     results = circumstances() | {
         "inactive": inactive_factors(),
         "degenerate": degenerate_decay(),
+        "most_sweeps": arguments.most_sweeps,
         "sweep": {name: sweep_fairness(name, arguments.most_sweeps) for name in ("cce+", "cce")},
     }
     traces = []
     for classes in ROWS:
-        for fairness in FAIRNESS:
+        for fairness, sweeps in SWEEPS.items():
             for scale in SCALES:
-                run = trace_em(classes, fairness, scale, arguments.sweeps)
+                run = trace_em(classes, fairness, scale, sweeps)
                 traces.append(run)
                 print({key: run[key] for key in run if key != "trace"}, flush=True)
     results["em"] = traces

@@ -451,3 +451,15 @@ def test_usage_errors_are_one_line(fails):
     assert "see coincide --help" in fails("clutser", "digits")
     assert "see coincide cluster --help" in fails("cluster")
     assert "--colums" in fails("cluster", "digits", "--colums", "a")
+
+
+def test_a_refused_table_ends_the_process_in_order(tmp_path):
+    """Threads of the CSV reader have aborted the interpreter on its way out (status 134)."""
+    table = tmp_path / "text.csv"
+    table.write_text("a,name\n1.5,x\n2.5,y\n", encoding="utf-8")
+    run = subprocess.run(
+        [sys.executable, "-m", "coincide", "cluster", str(table), "-k", "2"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert run.stderr.count("\n") == 1

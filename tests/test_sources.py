@@ -428,3 +428,8 @@ def test_unfit_files_of_labels(tmp_path):
     assert "must be .npy or a table" in refusal(path, labels=saved(tmp_path, "y.npz", {"y": [1]}))
     gap = saved(tmp_path, "z.csv", "a,label\n1,u\n2,\n3,u\n4,v\n")
     assert "no value in row 1" in refusal(path, labels=gap)
+
+
+def test_a_semicolon_separates_where_no_comma_does(tmp_path):
+    path = saved(tmp_path, "european.csv", "a;b\n1;2\n3.5;4\n")
+    np.testing.assert_array_equal(load_source(path).features, [[1, 2], [3.5, 4]])

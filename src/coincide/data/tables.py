@@ -132,9 +132,9 @@ def _counted(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Record
 
 
 def _open_csv(path: Path) -> Table:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else _comma_or_semicolon(path)
     header = _has_header(path, delimiter)
-    table = _parse_csv(path, delimiter, header, threads=True)
+    table = _parse_csv(path, delimiter, header)
 
     def batches(names: list[str]) -> Iterator[pa.RecordBatch]:
         return iter(table.select(names).to_batches())
@@ -142,7 +142,14 @@ def _open_csv(path: Path) -> Table:
     return Table(path, table.schema, table.num_rows, batches)
 
 
-def _parse_csv(path: Path, delimiter: str, header: bool, threads: bool) -> pa.Table:
+def _comma_or_semicolon(path: Path) -> str:
+    """Return the delimiter of a CSV: a semicolon where the first line holds no comma."""
+    with path.open("rb") as file:
+        line = file.readline(1 << 20)
+    return ";" if b";" in line and b"," not in line else ","
+
+
+def _parse_csv(path: Path, delimiter: str, header: bool) -> pa.Table:
     ragged: list[Any] = []
 
     def refuse(row: Any) -> str:
@@ -152,7 +159,9 @@ def _parse_csv(path: Path, delimiter: str, header: bool, threads: bool) -> pa.Ta
     try:
         return pa.csv.read_csv(
             path,
-            pa.csv.ReadOptions(use_threads=threads, autogenerate_column_names=not header),
+            # One thread: it alone knows the number of a ragged row, and pyarrow's others can
+            # abort a process that ends soon after ("terminate called without an exception").
+            pa.csv.ReadOptions(use_threads=False, autogenerate_column_names=not header),
             pa.csv.ParseOptions(
                 delimiter=delimiter, newlines_in_values=True, invalid_row_handler=refuse
             ),
@@ -164,8 +173,6 @@ def _parse_csv(path: Path, delimiter: str, header: bool, threads: bool) -> pa.Ta
     except _DAMAGED as error:
         if not ragged:
             raise SourceError(_damaged(path, "CSV", error)) from error
-        if threads:  # only a single thread knows the number of a row
-            return _parse_csv(path, delimiter, header, threads=False)
         row = ragged[0]
         raise SourceError(
             f"Row {row.number} of {path} has {row.actual_columns} cells where"
