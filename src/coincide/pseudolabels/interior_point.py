@@ -27,6 +27,7 @@ from scipy.linalg import lapack
 from torch import Tensor
 
 from coincide.pseudolabels.kernels import RowKernels, StepArrays, row_kernels
+from coincide.pseudolabels.kernels.blas import one_blas_thread
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Problem
 
@@ -160,7 +161,8 @@ class _Coupling:
         self._off = np.divide(off, self._root, out=np.zeros_like(off), where=self._root > 0)
         system = self._root[:, None] * matrix * self._root
         system.flat[:: len(off) + 1] += 1
-        self._factor, info = lapack.dpotrf(system, lower=1, overwrite_a=1)
+        with one_blas_thread(len(off)):
+            self._factor, info = lapack.dpotrf(system, lower=1, overwrite_a=1)
         self.broken = info != 0
 
     def apply(self, vector: Vector) -> Vector:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from coincide.pseudolabels.kernels.blas import one_blas_thread
 from coincide.pseudolabels.kernels.contract import (
     Extents,
     Factors,
@@ -321,21 +322,25 @@ class NumbaRows:
         """Factor every row's Hessian and sum what the coupling needs."""
         pull = np.zeros((self._work.count, 2, self._probs.shape[0]))
 
-        def work(number: int, rows: tuple[int, int]) -> float:
-            return float(
-                _factor(
-                    rows, self._probs, self._weights, self._y, self._zeta, self._collision,
-                    self._block, self._lead, self._scalars, self._iy, self._iz, self._first,
-                    self._second, pull[number, 0], pull[number, 1],
-                )
+        def work(number: int, rows: tuple[int, int]) -> tuple[float, Array]:
+            complementarity = _factor(
+                rows, self._probs, self._weights, self._y, self._zeta, self._collision,
+                self._block, self._lead, self._scalars, self._iy, self._iz, self._first,
+                self._second, pull[number, 0], pull[number, 1],
             )  # fmt: skip
+            b = self._second[:, slice(*rows)]
+            gram = b @ b.T
+            if self._collision:
+                e = self._first[:, slice(*rows)]
+                gram += e @ e.T
+            return float(complementarity), gram
 
-        complementarity = sum(self._work.each(work))
-        gram = self._second @ self._second.T
-        if self._collision:
-            gram += self._first @ self._first.T
+        with one_blas_thread(self._probs.shape[0]):
+            parts = self._work.each(work)
+        complementarity = sum(part for part, _ in parts)
+        gram = sum(part.astype(np.float64) for _, part in parts)
         sums = pull.sum(0)
-        return Factors(gram.astype(np.float64), sums[0], sums[1], complementarity)
+        return Factors(np.asarray(gram), sums[0], sums[1], complementarity)
 
     def predict(self, shift: Vector) -> Prediction:
         """Find the affine direction for the right-hand side ``g + shift``."""
