@@ -242,7 +242,7 @@ def sweep(solver: Any, problem: Problem) -> float:
 
 def sweeps(case: Case) -> dict[str, Any]:
     """Compare one sweep of the library's EM with one of the paper's."""
-    problem = case.problem()
+    problem = case.problem("numba")
     return {
         **vars(case),
         "seconds": {
@@ -261,7 +261,7 @@ def compare(case: Case, cap: float, gradient_cap: float) -> dict[str, Any]:
     }
     with threadpool_limits(1, user_api="blas"):
         solvers["interior point, numba, BLAS on 1 thread"] = interior_point(case, "numba")
-    problem = case.problem()
+    problem = case.problem("numba")
     for name, (solver, dtype) in first_order_solvers(case).items():
         limit = gradient_cap if name.startswith("PGD") else cap
         solvers[name] = repeated_trace(solver, problem, dtype, limit, FIRST_ORDER_GAP)
@@ -298,7 +298,7 @@ def warm_up() -> None:
     case = Case(500, 5, 1.0, 2.0)
     exact(case.problem("numba"), EXACT_GAP)
     for solver, dtype in first_order_solvers(case).values():
-        trace(solver, case.problem(), dtype, 0.1, FIRST_ORDER_GAP)
+        trace(solver, case.problem("numba"), dtype, 0.1, FIRST_ORDER_GAP)
 
 
 def side_by_side(full: bool) -> list[Case]:
