@@ -78,10 +78,11 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     ----------
     n_clusters : int
         K >= 2, at most the number of rows.
-    objective : {"cce+", "cce"}
-        The fairness term: ``KL(u ‖ ȳ)`` (11) or ``KL(ȳ ‖ u)`` (10).
-    solver : {"interior-point", "em", "projected-gradient"}
-        Of the pseudo-labels; ``"em"`` solves ``"cce+"`` only.
+    objective : {"cce+", "cce", "ce+kl"}
+        Of the pseudo-labels, see :func:`coincide.solve_pseudo_labels`: (11), (10) or (5). The
+        network's loss is collision cross-entropy whichever it is.
+    solver : {"interior-point", "em", "projected-gradient", "closed-form", "sinkhorn"}
+        Of the pseudo-labels; ``"em"`` goes with ``"cce+"``, the last two with ``"ce+kl"``.
     fairness : float
         ``λ``, relative to the mean loss: how closely cluster sizes follow the prior.
     prior : array of shape (n_clusters,), optional

@@ -115,12 +115,8 @@ class Problem:
             self.backend, self.probs, multipliers, collision=self.objective.collision
         )
         conjugate = self.objective.coupling.conjugate(multipliers, self.prior, self.fairness)
-        return (
-            float(self.weights.double() @ rows)
-            - float(multipliers @ self.held)
-            - conjugate
-            + (self.held_loss)
-        )
+        free = float(self.weights.double() @ rows)
+        return free - float(multipliers @ self.held) - conjugate + self.held_loss
 
 
 class Certificate(NamedTuple):

@@ -2,7 +2,7 @@
 
 The solvers are written against :class:`~coincide.pseudolabels.kernels.contract.RowKernels` and
 know no backend. ``torch`` runs on any device and needs no compilation; ``numba`` fuses every
-pass on the CPU and is several times as fast, after a compilation that Numba caches on disk.
+pass on the CPU and is two to four times as fast, after a compilation that Numba caches on disk.
 """
 
 from __future__ import annotations
