@@ -86,7 +86,9 @@ class ReverseKL:
         """Return ``-λ (1 + Σ u ln(w/λ))`` for ``w > 0``, and 0 when ``λ = 0``."""
         if fairness == 0:
             return 0.0
-        return -fairness * (1 + float(xlogy(prior, multipliers / fairness).sum()))
+        # ln w - ln λ, not ln(w/λ): the quotient overflows for a tiny λ.
+        logs = xlogy(prior, multipliers) - prior * np.log(fairness)
+        return -fairness * (1 + float(logs.sum()))
 
     def bounded(self, multipliers: Vector, prior: Vector) -> bool:
         """Whether ``w > 0``, or 0 where ``u = 0``."""
@@ -117,7 +119,11 @@ class ForwardKL:
         """Return ``λ ln Σ u e^(-w/λ)``, the conjugate over the simplex."""
         if fairness == 0:
             return float((-multipliers).max())
-        return fairness * float(logsumexp(np.log(prior) - multipliers / fairness))
+        least = float(multipliers.min())
+        # Taken out of the sum, so that a tiny λ leaves the limit, -min w, and not 0 · ∞.
+        with np.errstate(over="ignore"):
+            exponents = np.log(prior) - (multipliers - least) / fairness
+        return fairness * float(logsumexp(exponents)) - least
 
     def bounded(self, multipliers: Vector, prior: Vector) -> bool:
         """Whether every ``w`` is finite."""
