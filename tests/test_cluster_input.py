@@ -85,7 +85,7 @@ def test_restless_rows_are_told():
         ("n_clusters", 2.5, "an integer >= 2. Got 2.5"),
         ("n_clusters", True, "an integer >= 2. Got True"),
         ("objective", "ce", "'cce+', 'cce'"),
-        ("solver", "newton", "'interior-point'"),
+        ("solver", "newton", "'auto', 'active-set', 'interior-point'"),
         ("solver", 3, "'interior-point'"),
         ("fairness", -1.0, "a finite number >= 0. Got -1.0"),
         ("fairness", float("nan"), "a finite number >= 0. Got nan"),

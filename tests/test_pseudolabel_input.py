@@ -72,7 +72,11 @@ CASES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "fairness bool": ({"fairness": True}, TypeError, r"'fairness' .* Got True"),
     "fairness text": ({"fairness": "1"}, TypeError, r"'fairness' .* Got '1'"),
     "fairness none": ({"fairness": None}, TypeError, r"'fairness' .* Got None"),
-    "unknown solver": ({"solver": "newton"}, ValueError, "'solver' .* one of 'interior-point', 'e"),
+    "unknown solver": (
+        {"solver": "newton"},
+        ValueError,
+        "'solver' .* one of 'auto', 'active-set', ",
+    ),
     "solver a number": ({"solver": 3}, TypeError, "'solver' .* a name or a solver. Got 3"),
     "unknown objective": ({"objective": "ce"}, ValueError, "'objective' .* 'cce.', 'cce', 'ce.kl'"),
     "objective none": ({"objective": None}, ValueError, "'objective' .* Got None"),
@@ -121,6 +125,7 @@ UNFIT = [
 
 def test_the_unfit_pairs_are_those_documented() -> None:
     assert set(UNFIT) == {
+        ("active-set", "ce+kl"),
         ("em", "cce"),
         ("em", "ce+kl"),
         ("closed-form", "cce+"),
@@ -210,8 +215,10 @@ def test_prior_and_weights_of_other_dtypes_and_kinds() -> None:
 
 def test_too_many_classes_for_a_dense_system_name_the_way_out() -> None:
     probs = np.full((1, 100_000), 1e-5)
-    with pytest.raises(ValueError, match=r"K = 100,000 is more than 10,000\. Take 'projected-grad"):
-        solve_pseudo_labels(probs)
+    for solver in ("active-set", "interior-point"):
+        with pytest.raises(ValueError, match=r"K = 100,000 is more than 10,000\. Take '"):
+            solve_pseudo_labels(probs, solver=solver)
+    assert solve_pseudo_labels(probs, max_iter=1).solver == "em"
     found = solve_pseudo_labels(probs, solver="projected-gradient", fairness=1.0)
     assert found.converged
     assert found.objective == pytest.approx(np.log(100_000))

@@ -28,8 +28,9 @@ from problems import (
 LAWS = settings(max_examples=15, deadline=None)
 seeds = st.integers(0, 2**31 - 1)
 PAIRS = [(name, objective) for name, solver in SOLVERS.items() for objective in solver.objectives]
-CONVERGENT = [pair for pair in PAIRS if pair[0] in ("interior-point", "em", "projected-gradient")]
-FIRST_ORDER = [pair for pair in CONVERGENT if pair[0] != "interior-point"]
+EXACT_SOLVERS = ("active-set", "interior-point")
+CONVERGENT = [pair for pair in PAIRS if pair[0] in (*EXACT_SOLVERS, "em", "projected-gradient")]
+FIRST_ORDER = [pair for pair in CONVERGENT if pair[0] not in EXACT_SOLVERS]
 EXACT = 1e-8
 
 
@@ -375,7 +376,7 @@ def test_any_start_leads_to_feasible_labels(solver: str, objective: str, start: 
     )
     assert_feasible(found.labels)
     assert_honest(found, 1e-6)
-    if solver == "interior-point":
+    if solver in EXACT_SOLVERS:
         assert_certified(found, 1e-6)
 
 

@@ -33,7 +33,8 @@ def check_parameters(model: CollisionClustering) -> TrainingConfig:
     """Refuse unfit parameters of an estimator; return how it is to be trained."""
     check_integer(model.n_clusters, "n_clusters", OWNER, low=2)
     check_option(model.objective, "objective", OWNER, OBJECTIVES)
-    check_solver(check_option(model.solver, "solver", OWNER, SOLVERS), model.objective, OWNER)
+    name = check_option(model.solver, "solver", OWNER, ("auto", *SOLVERS))
+    check_solver(name, model.objective, OWNER, model.n_clusters)
     check_real(model.fairness, "fairness", OWNER)
     check_prior(model.prior, model.n_clusters, OWNER)
     check_option(model.scaling, "scaling", OWNER, SCALINGS)

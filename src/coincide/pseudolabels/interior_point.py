@@ -26,7 +26,7 @@ import torch
 from scipy.linalg import lapack
 from torch import Tensor
 
-from coincide.pseudolabels.kernels import RowKernels, StepArrays, row_kernels
+from coincide.pseudolabels.kernels import RowKernels, StepArrays
 from coincide.pseudolabels.kernels.blas import one_blas_thread
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Problem
@@ -80,31 +80,26 @@ class InteriorPoint:
     objectives: ClassVar[tuple[str, ...]] = ("cce+", "cce", "ce+kl")
     minimizes: ClassVar[bool] = True
     estimates_gap: ClassVar[bool] = True
+    any_precision: ClassVar[bool] = False
     max_iter: ClassVar[int] = 200
     check_every: ClassVar[int] = 1
     warmth: float = field(default=1e-2)
 
     def start(self, problem: Problem, labels: Tensor | None, tol: float) -> InteriorPointState:
         """Return an interior iterate, from the given labels or from uniform ones."""
-        classes = problem.probs.shape[1]
+        classes = len(problem.prior)
         if classes > _MOST_CLASSES:
             raise ValueError(
                 f"The 'interior-point' solver solves a dense system of K×K, and K = {classes:,} is"
                 f" more than {_MOST_CLASSES:,}. Take 'projected-gradient', or 'em' for 'cce+'."
             )
-        rows = problem.probs if problem.objective.collision else problem.finite_logs()
-        kernels = row_kernels(
-            problem.backend, rows, problem.weights, collision=problem.objective.collision
-        )
         y = problem.uniform_labels()
         if labels is not None:
             y = torch.lerp(labels, y, self.warmth)
-        slope = (
-            rows / torch.linalg.vecdot(rows, y)[:, None] if problem.objective.collision else rows
-        )
         multipliers = problem.multipliers(problem.mean_label(y))
-        pull = slope + torch.from_numpy(multipliers - multipliers.max()).to(y)
+        pull = problem.descent(y) + problem.at_rows(multipliers - multipliers.max())
         zeta = 1 + pull.amax(1, keepdim=True) - pull
+        kernels = problem.kernels()
         state = InteriorPointState(kernels.load(y, zeta), 0.0, multipliers, kernels, tol)
         state.set_multipliers(0.0, multipliers)
         return state

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp, xlogy
+from scipy.special import logsumexp, softmax, xlogy
 
 Vector = NDArray[np.float64]
 
@@ -42,6 +42,14 @@ class Coupling(Protocol):
 
     def conjugate(self, multipliers: Vector, prior: Vector, fairness: float) -> float:
         """Return ``sup_a [-w·a - Φ(a)]``, so that ``Φ(ȳ) >= -w·ȳ - conjugate(w)``."""
+        ...
+
+    def proposal(self, multipliers: Vector, prior: Vector, fairness: float) -> Vector:
+        """Return the ``ȳ`` that the multipliers ask for, where the conjugate is attained."""
+        ...
+
+    def stiffness(self, multipliers: Vector, prior: Vector, fairness: float) -> Vector:
+        """Return minus the derivative of :meth:`proposal`, ``(K, K)``, positive semidefinite."""
         ...
 
     def bounded(self, multipliers: Vector, prior: Vector) -> bool:
@@ -90,6 +98,18 @@ class ReverseKL:
         logs = xlogy(prior, multipliers) - prior * np.log(fairness)
         return -fairness * (1 + float(logs.sum()))
 
+    def proposal(self, multipliers: Vector, prior: Vector, fairness: float) -> Vector:
+        """Return ``ȳ = λ u/w``; 0 where ``u = 0`` or ``λ = 0``."""
+        if fairness == 0:
+            return np.zeros_like(prior)
+        return _where_positive(prior, fairness * prior, multipliers)
+
+    def stiffness(self, multipliers: Vector, prior: Vector, fairness: float) -> Vector:
+        """Return ``diag(λ u/w²)``; 0 where ``u = 0`` or ``λ = 0``."""
+        if fairness == 0:
+            return np.zeros((len(prior), len(prior)))
+        return np.diag(_where_positive(prior, fairness * prior, multipliers**2))
+
     def bounded(self, multipliers: Vector, prior: Vector) -> bool:
         """Whether ``w > 0``, or 0 where ``u = 0``."""
         return bool(((multipliers > 0) | ((prior == 0) & (multipliers == 0))).all())
@@ -124,6 +144,20 @@ class ForwardKL:
         with np.errstate(over="ignore"):
             exponents = np.log(prior) - (multipliers - least) / fairness
         return fairness * float(logsumexp(exponents)) - least
+
+    def proposal(self, multipliers: Vector, prior: Vector, fairness: float) -> Vector:
+        """Return ``ȳ ∝ u e^(-w/λ)``; with ``λ = 0`` whatever is cheapest, ``u``."""
+        if fairness == 0:
+            return prior
+        share: Vector = softmax(np.log(prior) - (multipliers - multipliers.min()) / fairness)
+        return share
+
+    def stiffness(self, multipliers: Vector, prior: Vector, fairness: float) -> Vector:
+        """Return ``(diag(ȳ) - ȳ ȳᵀ)/λ``."""
+        if fairness == 0:
+            return np.zeros((len(prior), len(prior)))
+        share = self.proposal(multipliers, prior, fairness)
+        return (np.diag(share) - np.outer(share, share)) / fairness
 
     def bounded(self, multipliers: Vector, prior: Vector) -> bool:
         """Whether every ``w`` is finite."""

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coincide.pseudolabels.kernels import dual_values
+from coincide.pseudolabels.kernels import RowKernels, dual_values, row_kernels
 from coincide.pseudolabels.objectives import Objective, Vector
 
 
@@ -45,6 +45,8 @@ class Problem:
         What the known rows add to the mean label.
     held_loss : float
         What the known rows add to the mean row loss.
+    guess : array of shape (K,), float64, optional
+        Multipliers of a similar problem, where a solver of the dual starts.
     """
 
     probs: Tensor
@@ -55,6 +57,7 @@ class Problem:
     backend: str
     held: Vector
     held_loss: float = 0.0
+    guess: Vector | None = None
 
     def to(self, dtype: torch.dtype) -> Problem:
         """Return the problem with its rows in another precision."""
@@ -63,6 +66,15 @@ class Problem:
     def uniform_labels(self) -> Tensor:
         """Return labels of ``1/K`` everywhere, the start of every solver."""
         return torch.full_like(self.probs, 1 / self.probs.shape[1])
+
+    def kernels(self) -> RowKernels:
+        """Return the interior point's kernels for these rows."""
+        rows = self.probs if self.objective.collision else self.finite_logs()
+        return row_kernels(self.backend, rows, self.weights, collision=self.objective.collision)
+
+    def at_rows(self, vector: Vector) -> Tensor:
+        """Return a K-vector as it stands beside the entries of ``probs``."""
+        return torch.from_numpy(vector).to(self.probs)
 
     def mean_label(self, labels: Tensor) -> Vector:
         """Return ``ȳ``, known rows included."""
@@ -102,6 +114,13 @@ class Problem:
             coincidence: Tensor = torch.linalg.vecdot(self.probs, labels)
             return -coincidence.log()
         return -torch.xlogy(labels, self.probs).sum(1)
+
+    def descent(self, labels: Tensor) -> Tensor:
+        """Return minus the gradient of the row losses."""
+        if not self.objective.collision:
+            return self.finite_logs()
+        coincidence: Tensor = torch.linalg.vecdot(self.probs, labels)
+        return self.probs / coincidence[:, None]
 
     def value(self, labels: Tensor) -> float:
         """Return the objective at ``labels``."""

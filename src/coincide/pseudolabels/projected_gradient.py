@@ -49,6 +49,7 @@ class ProjectedGradient:
     objectives: ClassVar[tuple[str, ...]] = ("cce+", "cce", "ce+kl")
     minimizes: ClassVar[bool] = True
     estimates_gap: ClassVar[bool] = False
+    any_precision: ClassVar[bool] = False
     max_iter: ClassVar[int] = 2000
     check_every: ClassVar[int] = 10
 
@@ -91,12 +92,9 @@ def _search(problem: Problem, state: GradientState, gradient: Tensor) -> Gradien
 
 def row_gradient(problem: Problem, labels: Tensor) -> Tensor:
     """Return the gradient of the mean objective, ``ω_i (-g_i - w)``, ``(M, K)``."""
-    if problem.objective.collision:
-        rows: Tensor = problem.probs / torch.linalg.vecdot(problem.probs, labels)[:, None]
-    else:
-        rows = problem.finite_logs()
     multipliers = problem.multipliers(problem.mean_label(labels))
-    return -(rows + torch.from_numpy(multipliers).to(labels)) * problem.weights[:, None]
+    pull = problem.descent(labels) + problem.at_rows(multipliers)
+    return -pull * problem.weights[:, None]
 
 
 def project_to_simplex(points: Tensor) -> Tensor:

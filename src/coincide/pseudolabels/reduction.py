@@ -53,6 +53,14 @@ class Reduction:
         full[rows, self.known[rows]] = 1
         return full
 
+    def expand_multipliers(self, multipliers: Vector | None) -> Vector | None:
+        """Return multipliers of all classes; 0 for the forbidden ones."""
+        if multipliers is None or self.classes is None:
+            return multipliers
+        wide: Vector = np.zeros(self.n_classes)
+        wide[self.classes.cpu().numpy()] = multipliers
+        return wide
+
 
 def reduce_problem(
     probs: Tensor,
@@ -63,6 +71,7 @@ def reduce_problem(
     backend: str,
     known: Tensor | None = None,
     weights: Tensor | None = None,
+    guess: Vector | None = None,
 ) -> Reduction:
     """Return the problem over the free rows and the allowed classes.
 
@@ -79,6 +88,8 @@ def reduce_problem(
         Class ids; -1 where free.
     weights : Tensor of shape (M,), optional
         Non-negative, not all zero.
+    guess : array of shape (K,), float64, optional
+        Multipliers to start from.
 
     Raises
     ------
@@ -110,6 +121,7 @@ def reduce_problem(
             )
         classes = torch.from_numpy(~forbidden).to(probs.device)
         probs, prior, held = probs[:, classes], prior[~forbidden], held[~forbidden]
+        guess = None if guess is None else guess[~forbidden]
         stranded = probs.amax(1) <= 0 if probs.numel() else probs.new_zeros(0, dtype=torch.bool)
         if bool(stranded.any()):
             row = int(stranded.nonzero()[0, 0])
@@ -120,6 +132,14 @@ def reduce_problem(
                 " objective is infinite."
             )
     problem = Problem(
-        probs.contiguous(), shares, prior, fairness, OBJECTIVES[objective], backend, held, held_loss
+        probs.contiguous(),
+        shares,
+        prior,
+        fairness,
+        OBJECTIVES[objective],
+        backend,
+        held,
+        held_loss,
+        guess,
     )
     return Reduction(problem, all_shares, known, free, classes, n_classes)

@@ -40,6 +40,7 @@ class ClosedForm:
     objectives: ClassVar[tuple[str, ...]] = ("ce+kl",)
     minimizes: ClassVar[bool] = False
     estimates_gap: ClassVar[bool] = False
+    any_precision: ClassVar[bool] = False
     max_iter: ClassVar[int] = 1
     check_every: ClassVar[int] = 1
 
@@ -74,6 +75,7 @@ class Sinkhorn:
     objectives: ClassVar[tuple[str, ...]] = ("ce+kl",)
     minimizes: ClassVar[bool] = False
     estimates_gap: ClassVar[bool] = False
+    any_precision: ClassVar[bool] = False
     max_iter: ClassVar[int] = 1000
     check_every: ClassVar[int] = 50
 

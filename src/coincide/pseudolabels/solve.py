@@ -23,6 +23,7 @@ from coincide._checks import (
     check_real,
     parameter_message,
 )
+from coincide.pseudolabels.active_set import ActiveSet
 from coincide.pseudolabels.em import ExpectationMaximization
 from coincide.pseudolabels.interior_point import InteriorPoint
 from coincide.pseudolabels.kernels import choose_backend
@@ -36,12 +37,16 @@ from coincide.pseudolabels.solver import Outcome, Solver, run_solver
 _OWNER = "solve_pseudo_labels"
 
 SOLVERS: dict[str, Solver] = {
+    "active-set": ActiveSet(),
     "interior-point": InteriorPoint(),
     "em": ExpectationMaximization(),
     "projected-gradient": ProjectedGradient(),
     "closed-form": ClosedForm(),
     "sinkhorn": Sinkhorn(),
 }
+
+# Beyond, no solver with a dense K×K system.
+_MOST_CLASSES = 10_000
 
 A = TypeVar("A", NDArray[np.floating], Tensor)
 
@@ -68,6 +73,8 @@ class PseudoLabels(Generic[A]):
         ``ȳ``, weighted, known rows included.
     solver : str
         The name of the solver.
+    multipliers : ndarray of shape (K,), float64, or None
+        ``w``, the dual variables of the mean label, where the solver has them.
     """
 
     labels: A
@@ -78,6 +85,7 @@ class PseudoLabels(Generic[A]):
     converged: bool
     mean_label: A
     solver: str
+    multipliers: Vector | None = None
 
 
 def solve_pseudo_labels(
@@ -86,7 +94,7 @@ def solve_pseudo_labels(
     prior: A | None = None,
     fairness: float = 100.0,
     objective: str = "cce+",
-    solver: str | Solver = "interior-point",
+    solver: str | Solver = "auto",
     known: NDArray[np.integer] | Tensor | None = None,
     init: A | PseudoLabels[A] | None = None,
     tol: float = 1e-6,
@@ -108,13 +116,16 @@ def solve_pseudo_labels(
     fairness : float
         ``λ >= 0``, relative to the mean loss (the printed Algorithm 1 means ``λ/M``).
     objective : {"cce+", "cce", "ce+kl"}
-    solver : {"interior-point", "em", "projected-gradient", "closed-form", "sinkhorn"} or Solver
-        ``"em"`` solves (11) only; ``"closed-form"`` (MIADM) and ``"sinkhorn"`` (SeLa) are rules
-        judged by (5). A pair that does not fit is refused.
+    solver : {"auto", "active-set", "interior-point", "em", ...} or Solver
+        A key of ``SOLVERS``. ``"auto"`` takes the fastest exact one: ``"active-set"`` for (11)
+        and (10), ``"interior-point"`` for (5); beyond 10,000 classes ``"em"`` for (11), else
+        ``"projected-gradient"``. ``"em"`` solves (11) only; ``"closed-form"`` (MIADM) and
+        ``"sinkhorn"`` (SeLa) are rules judged by (5). A pair that does not fit is refused.
     known : integer array or tensor of shape (M,), optional
         Class ids of the rows whose label is held at the truth; -1 elsewhere.
     init : array or tensor of shape (M, K), or PseudoLabels, optional
-        Labels to start from.
+        Labels to start from. The result for similar predictions also brings its multipliers,
+        with which ``"active-set"`` starts close to the end.
     tol : float
         Stop at a certified gap of ``tol · max(1, |objective|)``.
     max_iter : int, optional
@@ -135,7 +146,8 @@ def solve_pseudo_labels(
 
     Notes
     -----
-    The work is done in float64. Nothing is differentiated: the labels carry no graph.
+    The work is done in float64, whatever the type of the predictions. Nothing is differentiated:
+    the labels carry no graph.
 
     Examples
     --------
@@ -148,10 +160,10 @@ def solve_pseudo_labels(
     True
     """
     check_option(objective, "objective", _OWNER, OBJECTIVES)
-    chosen = check_solver(solver, objective, _OWNER)
     rows = _check_predictions(probs)
     n_rows, n_classes = rows.shape
-    work = rows.double()
+    chosen = check_solver(solver, objective, _OWNER, n_classes)
+    work = rows if rows.dtype == torch.float32 and chosen.any_precision else rows.double()
     reduction = reduce_problem(
         work,
         prior=check_prior(prior, n_classes, _OWNER),
@@ -160,6 +172,7 @@ def solve_pseudo_labels(
         backend=choose_backend(work.numel(), work.device),
         known=_check_known(known, n_rows, n_classes, work.device),
         weights=_check_weights(sample_weight, n_rows, work.device),
+        guess=init.multipliers if isinstance(init, PseudoLabels) else None,
     )
     start = _check_init(init, rows)
     limit = chosen.max_iter if max_iter is None else max_iter
@@ -173,7 +186,8 @@ def solve_pseudo_labels(
     full = reduction.expand(outcome.labels)
     half = rows.dtype not in (torch.float32, torch.float64)
     labels = full.to(torch.float32 if half else rows.dtype)
-    mean_label = reduction.weights.double() @ full
+    mean_label = reduction.weights.to(full) @ full
+    mean_label = mean_label.double()
     as_tensor = isinstance(probs, Tensor)
     return PseudoLabels(
         labels=labels if as_tensor else labels.numpy(),  # type: ignore[arg-type]
@@ -184,6 +198,7 @@ def solve_pseudo_labels(
         converged=outcome.converged,
         mean_label=mean_label if as_tensor else mean_label.numpy(),  # type: ignore[arg-type]
         solver=chosen.name,
+        multipliers=reduction.expand_multipliers(outcome.multipliers),
     )
 
 
@@ -196,17 +211,18 @@ def _run(
         value = problem.value(problem.probs)
         certificate = Certificate(value, value)
         return Outcome(problem.probs, 0, True, certificate), certificate
-    labels = None if start is None else reduction.restrict(start)
+    labels = None if start is None else reduction.restrict(start).to(problem.probs)
     outcome = run_solver(solver, problem, labels, tol=tol, max_iter=max_iter)
     assert outcome.certificate is not None
     return outcome, outcome.certificate
 
 
-def check_solver(solver: object, objective: str, owner: str) -> Solver:
+def check_solver(solver: object, objective: str, owner: str, n_classes: int) -> Solver:
     """Return the solver of that name, or refuse a pair that does not fit."""
     chosen: object = solver
     if isinstance(solver, str):
-        chosen = SOLVERS[check_option(solver, "solver", owner, SOLVERS)]
+        name = check_option(solver, "solver", owner, ("auto", *SOLVERS))
+        chosen = SOLVERS[_automatic(objective, n_classes) if name == "auto" else name]
     if not all(hasattr(chosen, part) for part in ("name", "objectives", "start", "step")):
         raise TypeError(parameter_message("solver", owner, "a name or a solver", solver))
     fitting: Solver = chosen  # type: ignore[assignment]
@@ -220,6 +236,13 @@ def check_solver(solver: object, objective: str, owner: str) -> Solver:
             f" it solves {solves}. For {objective!r} choose one of {others}."
         )
     return fitting
+
+
+def _automatic(objective: str, n_classes: int) -> str:
+    """Return the fastest exact solver; with too many classes for one, the best that is left."""
+    if n_classes > _MOST_CLASSES:
+        return "em" if objective == "cce+" else "projected-gradient"
+    return "active-set" if objective in ActiveSet.objectives else "interior-point"
 
 
 def check_prior(prior: object, n_classes: int, owner: str) -> Vector:

@@ -37,7 +37,8 @@ class Solver(Protocol):
     """A way to improve labels.
 
     ``expected_gap`` of its state is the solver's own estimate of the gap; a solver that has none
-    leaves it at 0 and is certified every ``check_every`` steps.
+    leaves it at 0 and is certified every ``check_every`` steps. A state may also have a
+    ``certificate`` of its labels, which is then not computed again.
     """
 
     @property
@@ -58,6 +59,11 @@ class Solver(Protocol):
     @property
     def estimates_gap(self) -> bool:
         """Whether ``expected_gap`` of its states is an estimate, not just 0."""
+        ...
+
+    @property
+    def any_precision(self) -> bool:
+        """Whether it takes float32 rows as they are, and is exact to float64 all the same."""
         ...
 
     @property
@@ -87,6 +93,7 @@ class Outcome:
     n_iter: int
     converged: bool
     certificate: Certificate | None
+    multipliers: Vector | None = None
 
 
 def run_solver(
@@ -108,21 +115,25 @@ def run_solver(
     """
     best = _Best(tol)
     if labels is not None and solver.minimizes:
-        best.offer(problem, labels)
+        admissible = problem.admissible(labels)
+        best.offer(admissible, certify(problem, admissible))
     n_iter = 0
     state: State = solver.start(problem, labels, tol)
+    if solver.estimates_gap and state.expected_gap <= tol:
+        best.take(problem, state)
     while not best.final and not state.stalled and n_iter < max_iter:
         state = solver.step(problem, state)
         n_iter += 1
         promising = solver.minimizes and state.expected_gap <= max(tol, _CLOSE)
         last = state.stalled or n_iter == max_iter
         if last or (promising and n_iter % solver.check_every == 0):
-            best.offer(problem, state.labels, state.multipliers)
+            best.take(problem, state)
     if best.certificate is None:
-        best.offer(problem, state.labels, state.multipliers)
+        best.take(problem, state)
     assert best.labels is not None
     assert best.certificate is not None
-    return Outcome(best.labels, n_iter, best.certificate.within(tol), best.certificate)
+    converged = best.certificate.within(tol)
+    return Outcome(best.labels, n_iter, converged, best.certificate, state.multipliers)
 
 
 def run_uncertified(solver: Solver, problem: Problem, *, tol: float, max_iter: int) -> Outcome:
@@ -132,12 +143,13 @@ def run_uncertified(solver: Solver, problem: Problem, *, tol: float, max_iter: i
     """
     state: State = solver.start(problem, None, tol)
     n_iter = 0
-    expects = False
+    expects = solver.estimates_gap and state.expected_gap <= tol
     while not expects and not state.stalled and n_iter < max_iter:
         state = solver.step(problem, state)
         n_iter += 1
         expects = state.expected_gap <= tol and n_iter % solver.check_every == 0
-    return Outcome(problem.admissible(state.labels), n_iter, expects, None)
+    labels = problem.admissible(state.labels)
+    return Outcome(labels, n_iter, expects, None, state.multipliers)
 
 
 class _Best:
@@ -149,10 +161,14 @@ class _Best:
         self._tol = tol
         self._patience = _PATIENCE
 
-    def offer(self, problem: Problem, labels: Tensor, multipliers: Vector | None = None) -> None:
-        """Certify labels and keep a copy of them if they are the best."""
-        labels = problem.admissible(labels)
-        certificate = certify(problem, labels, multipliers)
+    def take(self, problem: Problem, state: State) -> None:
+        """Certify the labels of a state and keep a copy of them if they are the best."""
+        labels = problem.admissible(state.labels)
+        certificate = getattr(state, "certificate", None)
+        self.offer(labels, certificate or certify(problem, labels, state.multipliers))
+
+    def offer(self, labels: Tensor, certificate: Certificate) -> None:
+        """Keep a copy of the labels if they are the best."""
         if self.certificate is None or certificate.gap < self.certificate.gap:
             self.labels, self.certificate = labels.clone(), certificate
             self._patience = _PATIENCE

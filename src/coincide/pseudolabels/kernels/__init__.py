@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from coincide.pseudolabels.kernels import candidates
 from coincide.pseudolabels.kernels.contract import (
     Extents,
     Factors,
+    Minimizers,
     Prediction,
     RowKernels,
+    RowMinimizers,
     StepArrays,
     Vector,
 )
-from coincide.pseudolabels.kernels.dual import dual_rows
-from coincide.pseudolabels.kernels.torch_rows import TorchRows
+from coincide.pseudolabels.kernels.dual import TorchMinimizers
+from coincide.pseudolabels.kernels.torch_rows import CandidateRows, TorchRows
 
 if TYPE_CHECKING:
     from coincide.pseudolabels.kernels.numba_em import NumbaSweep
@@ -30,15 +33,19 @@ if TYPE_CHECKING:
 __all__ = [
     "Extents",
     "Factors",
+    "Minimizers",
     "Prediction",
     "RowKernels",
+    "RowMinimizers",
     "StepArrays",
     "available_backends",
+    "candidate_kernels",
     "choose_backend",
-    "dual_rows",
     "dual_values",
     "em_sweeper",
+    "near_candidates",
     "row_kernels",
+    "row_minimizers",
 ]
 
 # Below this many row-class entries to solve for, loading compiled code costs more than it saves.
@@ -80,6 +87,49 @@ def row_kernels(backend: str, rows: Tensor, weights: Tensor, *, collision: bool)
     return TorchRows(rows, weights, collision=collision)
 
 
+def candidate_kernels(
+    backend: str, probs: Tensor, weights: Tensor, classes: Tensor, n_classes: int
+) -> RowKernels:
+    """Return the kernels of a backend for a few candidate classes a row.
+
+    Parameters
+    ----------
+    backend : {"torch", "numba"}
+    probs : Tensor of shape (R, C), float64
+        For collision cross-entropy.
+    weights : Tensor of shape (R,), float64
+    classes : Tensor of shape (R, C), int64
+        Entry ``(i, c)`` is class ``classes[i, c]``; different within a row.
+    n_classes : int
+        K.
+    """
+    if backend == "numba":
+        from coincide.pseudolabels.kernels.numba_candidates import (  # noqa: PLC0415
+            NumbaCandidateRows,
+        )
+
+        return NumbaCandidateRows(probs, weights, classes, n_classes)
+    return CandidateRows(probs, weights, classes, n_classes, collision=True)
+
+
+def near_candidates(
+    backend: str, probs: Tensor, multipliers: Vector, answer: Minimizers, *, slack: float, most: int
+) -> tuple[Tensor, Tensor]:
+    """Return the rows with more than one class near their envelope, and their nearest classes.
+
+    Parameters
+    ----------
+    backend : {"torch", "numba"}
+    probs, multipliers, answer, slack, most
+        See :func:`coincide.pseudolabels.kernels.candidates.near_candidates`.
+    """
+    if backend == "numba":
+        from coincide.pseudolabels.kernels import numba_candidates  # noqa: PLC0415
+
+        return numba_candidates.near_candidates(probs, multipliers, answer, slack=slack, most=most)
+    return candidates.near_candidates(probs, multipliers, answer, slack=slack, most=most)
+
+
 def em_sweeper(backend: str, probs: Tensor, weights: Tensor, labels: Tensor) -> NumbaSweep | None:
     """Return compiled EM sweeps from these labels, or None where there are none for them.
 
@@ -96,6 +146,22 @@ def em_sweeper(backend: str, probs: Tensor, weights: Tensor, labels: Tensor) -> 
     return NumbaSweep(probs, weights, labels)
 
 
+def row_minimizers(backend: str, probs: Tensor) -> RowMinimizers:
+    """Return the search for the labels that minimize ``-ln σ_i·y - w·y`` in every row.
+
+    Parameters
+    ----------
+    backend : {"torch", "numba"}
+    probs : Tensor of shape (M, K)
+        float32 or float64; the search is done in float64.
+    """
+    if backend == "numba":
+        from coincide.pseudolabels.kernels.numba_dual import NumbaMinimizers  # noqa: PLC0415
+
+        return NumbaMinimizers(probs)
+    return TorchMinimizers(probs)
+
+
 def dual_values(backend: str, probs: Tensor, multipliers: Vector, *, collision: bool) -> Tensor:
     """Return ``g_i(w) = min_y [f_i(y) - w·y]`` for every row, float64, ``(M,)``.
 
@@ -105,11 +171,9 @@ def dual_values(backend: str, probs: Tensor, multipliers: Vector, *, collision: 
     probs : Tensor of shape (M, K)
     multipliers : array of shape (K,)
     collision : bool
-        Which of the two row losses.
+        The row loss: collision cross-entropy, or Shannon's (then ``g = -max_k(ln σ_k + w_k)``).
     """
-    if backend == "numba" and collision:
-        from coincide.pseudolabels.kernels.numba_dual import compiled_dual_rows  # noqa: PLC0415
-
-        return torch.from_numpy(compiled_dual_rows(probs, multipliers))
+    if collision:
+        return row_minimizers(backend, probs).minimize(multipliers).values
     vector = torch.from_numpy(multipliers).to(probs.device)
-    return dual_rows(probs.double(), vector, collision=collision)
+    return -(probs.double().log() + vector).amax(1)

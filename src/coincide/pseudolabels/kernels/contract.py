@@ -66,6 +66,27 @@ class Extents(NamedTuple):
     dual: float
 
 
+class Minimizers(NamedTuple):
+    """Labels that minimize ``f_i(y) - w·y`` in every row: on one class, or split between two.
+
+    ``values`` are the minima ``g_i(w)``, float64; ``share`` is the label of class ``steep``, and
+    ``flat`` has the rest. All of shape ``(M,)``; overwritten by the next search.
+    """
+
+    values: Tensor
+    steep: Tensor
+    flat: Tensor
+    share: Tensor
+
+
+class RowMinimizers(Protocol):
+    """The search for the minimizing labels of all rows, warm from one call to the next."""
+
+    def minimize(self, multipliers: Vector) -> Minimizers:
+        """Return the minimizers for ``w``, ``(K,)``, finite."""
+        ...
+
+
 class RowKernels(Protocol):
     """The iterate, and the four passes of an iteration over its rows, in this order."""
 

@@ -14,52 +14,57 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from coincide.pseudolabels.kernels.contract import Minimizers, Vector
+
 _MOST_ROUNDS = 200
 _ROUNDING = 1e-15
 
 
-def dual_rows(probs: Tensor, multipliers: Tensor, *, collision: bool) -> Tensor:
-    """Return ``g_i(w)`` for every row.
+class TorchMinimizers:
+    """The minimizing labels of every row for given multipliers, on any device.
 
     Parameters
     ----------
-    probs : Tensor of shape (M, K), float64
-        Predictions; every row has a positive entry. Zeros are met exactly.
-    multipliers : Tensor of shape (K,), float64
-        ``w``, finite; adding a constant ``c`` lowers every ``g_i`` by ``c``.
-    collision : bool
-        The row loss: collision cross-entropy, or Shannon's (then ``g = min_k(-ln σ_k - w_k)``).
-
-    Returns
-    -------
-    Tensor of shape (M,), float64
+    probs : Tensor of shape (M, K)
+        float32 or float64; every row has a positive entry. Zeros are met exactly.
     """
-    if not collision:
-        return -(probs.log() + multipliers).amax(1)
-    # The constant is taken out first: it would cost digits next to the lines' small differences.
-    top = multipliers.max()
-    return _collision_rows(probs, multipliers - top) - top
 
+    def __init__(self, probs: Tensor) -> None:
+        self._probs = probs.double()
+        steep = self._probs.argmax(1)
+        self._pair = torch.stack((steep, steep), 1)  # the flat and the steep line
 
-def _collision_rows(probs: Tensor, intercepts: Tensor) -> Tensor:
-    values = torch.empty(probs.shape[0], dtype=probs.dtype, device=probs.device)
-    open_rows = torch.arange(probs.shape[0], device=probs.device)
-    rows = probs
-    steep = probs.argmax(1)
-    pair = torch.stack((steep, steep), 1)  # the flat and the steep line
-    # Any t gives a valid bound, so rounding can cost tightness but never correctness.
-    for _ in range(_MOST_ROUNDS):
-        if not open_rows.numel():
-            break
-        slopes = rows.gather(1, pair)
-        level = _best_level(slopes, intercepts[pair])
-        heights = torch.addcmul(intercepts, rows, (1 / level)[:, None])
-        height, highest = heights.max(1)
-        settled = height - heights.gather(1, pair).amax(1) <= _ROUNDING * (1 + height.abs())
-        values[open_rows] = 1 - level.log() - height
-        pair = _replace(rows, pair, slopes, highest, level)
-        open_rows, rows, pair = open_rows[~settled], rows[~settled], pair[~settled]
-    return values
+    def minimize(self, multipliers: Vector) -> Minimizers:
+        """Return the minimizers for ``w``, searched from those of the last call.
+
+        Adding a constant ``c`` to ``w`` lowers every value by ``c``.
+        """
+        # The constant is taken out first: it would cost digits next to the small differences.
+        top = float(multipliers.max())
+        intercepts = torch.from_numpy(multipliers - top).to(self._probs)
+        level = torch.empty_like(self._probs[:, 0])
+        values = torch.empty_like(level)
+        open_rows = torch.arange(len(level), device=level.device)
+        rows, pair = self._probs, self._pair.clone()
+        # Any t gives a valid bound, so rounding can cost tightness but never correctness.
+        for _ in range(_MOST_ROUNDS):
+            slopes = rows.gather(1, pair)
+            best = _best_level(slopes, intercepts[pair])
+            heights = torch.addcmul(intercepts, rows, (1 / best)[:, None])
+            height, highest = heights.max(1)
+            settled = height - heights.gather(1, pair).amax(1) <= _ROUNDING * (1 + height.abs())
+            level[open_rows] = best
+            values[open_rows] = 1 - best.log() - height
+            self._pair[open_rows] = pair
+            pair = _replace(rows, pair, slopes, highest, best)[~settled]
+            open_rows, rows = open_rows[~settled], rows[~settled]
+            if not open_rows.numel():
+                break
+        flat, steep = self._pair.unbind(1)
+        low, high = self._probs.gather(1, self._pair).unbind(1)
+        alone = (intercepts[steep] >= intercepts[flat]).to(level)
+        share = torch.where(high > low, (level - low) / (high - low), alone)
+        return Minimizers(values - top, steep, flat, share)
 
 
 def _best_level(slopes: Tensor, starts: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Callable
@@ -27,6 +28,16 @@ _ENTRIES_PER_BLOCK = 4096
 _LEAST_ROWS = 64
 
 
+@functools.cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    """Return the threads that all passes of the process share."""
+    return ThreadPoolExecutor(count)
+
+
+# Threads do not survive a fork.
+os.register_at_fork(after_in_child=_threads.cache_clear)
+
+
 class BlockedRows:
     """The ranges of rows that threads work on, and the rows of a block within them.
 
@@ -42,10 +53,9 @@ class BlockedRows:
         self.block = max(_LEAST_ROWS, _ENTRIES_PER_BLOCK // n_classes)
         edges = [n_rows * n // self.count for n in range(self.count + 1)]
         self._ranges = list(itertools.pairwise(edges))
-        self._pool = ThreadPoolExecutor(self.count) if self.count > 1 else None
 
     def each(self, work: Callable[[int, tuple[int, int]], T]) -> list[T]:
         """Run ``work(number, range)`` on every range of rows and return the results."""
-        if self._pool is None:
+        if self.count == 1:
             return [work(0, self._ranges[0])]
-        return list(self._pool.map(work, range(self.count), self._ranges))
+        return list(_threads(self.count).map(work, range(self.count), self._ranges))

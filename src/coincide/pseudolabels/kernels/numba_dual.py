@@ -1,22 +1,43 @@
 """The dual of the rows compiled by Numba: every row's active-set search in cache.
 
-The mathematics is that of :mod:`coincide.pseudolabels.kernels.dual`.
+The mathematics is that of :mod:`coincide.pseudolabels.kernels.dual`. A pair of lines is settled
+when no line rises above it; that check is a sum, not a maximum, because a sum vectorizes.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from coincide.pseudolabels.kernels.contract import Vector
+from coincide.pseudolabels.kernels.contract import Minimizers, Vector
 from coincide.pseudolabels.kernels.numba_blocks import BlockedRows, compiled
 
 _MOST_ROUNDS = 200
-_ROUNDING = 1e-15
+_ROUNDING = 1e-14
 
 
 @compiled
-def _highest(row, t, start):
+def _best_level(row, start, flat, steep):
+    """Return ``1/t`` at the maximum over the envelope of two lines."""
+    level = np.float64(row[steep])
+    if start[flat] > start[steep]:
+        tie = (level - row[flat]) / (start[flat] - start[steep])
+        level = min(max(tie, np.float64(row[flat])), level)
+    return level
+
+
+@compiled
+def _excess(row, start, t, height):
+    """Return how far the lines rise above ``height`` at ``t``, summed."""
+    total = 0.0
+    for k in range(row.shape[0]):
+        total += max(row[k] * t + start[k] - height, 0.0)
+    return total
+
+
+@compiled
+def _highest(row, start, t):
     """Return the line that is highest at ``t``."""
     best = 0
     for k in range(1, row.shape[0]):
@@ -26,48 +47,56 @@ def _highest(row, t, start):
 
 
 @compiled
-def _dual_rows(rows, p, start, values):
-    """Fill ``g(w)`` of collision cross-entropy, for intercepts ``w`` at most 0."""
-    classes = p.shape[1]
+def _minimize_rows(rows, p, start, values, steep, flat, share):
+    """Search from the pairs in ``steep`` and ``flat``, for intercepts ``w`` at most 0."""
     for i in range(rows[0], rows[1]):
         row = p[i]
-        steep = int(np.argmax(row))
-        flat = steep
+        if steep[i] < 0:
+            steep[i] = flat[i] = np.argmax(row)
+        high, low = steep[i], flat[i]
         level, height = 1.0, 0.0
         for _ in range(_MOST_ROUNDS):
-            level = np.float64(row[steep])
-            if start[flat] > start[steep]:
-                tie = (np.float64(row[steep]) - row[flat]) / (start[flat] - start[steep])
-                level = min(max(tie, row[flat]), row[steep])
+            level = _best_level(row, start, low, high)
             t = 1 / level
-            height = -np.inf
-            for k in range(classes):
-                height = max(height, row[k] * t + start[k])
-            pair = max(row[flat] * t + start[flat], row[steep] * t + start[steep])
-            if height - pair <= _ROUNDING * (1 + abs(height)):
+            height = max(row[low] * t + start[low], row[high] * t + start[high])
+            excess = _excess(row, start, t, height)
+            if excess <= _ROUNDING * (1 + abs(height)):
+                height += excess  # rounding costs tightness, never correctness
                 break
-            highest = _highest(row, t, start)
+            highest = _highest(row, start, t)
             # The highest line stands beside the one it leaves on the other side of the maximum.
-            keep = flat
-            if level >= row[steep] or (level > row[flat] and row[highest] < level):
-                keep = steep
-            flat, steep = (keep, highest) if row[highest] > row[keep] else (highest, keep)
+            keep = low
+            if level >= row[high] or (level > row[low] and row[highest] < level):
+                keep = high
+            low, high = (keep, highest) if row[highest] > row[keep] else (highest, keep)
         values[i] = 1 - np.log(level) - height
+        steep[i], flat[i] = high, low
+        width = np.float64(row[high]) - row[low]
+        alone = 1.0 if start[high] >= start[low] else 0.0
+        share[i] = (level - row[low]) / width if width > 0 else alone
 
 
-def compiled_dual_rows(probs: Tensor, multipliers: Vector) -> Vector:
-    """Return ``g_i(w)`` of collision cross-entropy for every row, ``(M,)``.
+class NumbaMinimizers:
+    """The minimizing labels of every row for given multipliers, on the CPU.
 
     Parameters
     ----------
     probs : Tensor of shape (M, K)
-        On the CPU; every row has a positive entry.
-    multipliers : array of shape (K,)
-        Finite.
+        float32 or float64; every row has a positive entry.
     """
-    p = np.ascontiguousarray(probs.numpy())
-    top = multipliers.max()
-    values = np.empty(len(p))
-    BlockedRows(*p.shape).each(lambda _, rows: _dual_rows(rows, p, multipliers - top, values))
-    result: Vector = values - top
-    return result
+
+    def __init__(self, probs: Tensor) -> None:
+        self._p = np.ascontiguousarray(probs.numpy())
+        n_rows = len(self._p)
+        self._work = BlockedRows(*self._p.shape)
+        self._steep = np.full(n_rows, -1, np.int64)
+        self._flat = np.full(n_rows, -1, np.int64)
+        self._share = np.empty(n_rows)
+        self._values = np.empty(n_rows)
+
+    def minimize(self, multipliers: Vector) -> Minimizers:
+        """Return the minimizers for ``w``, searched from those of the last call."""
+        top = multipliers.max()
+        arrays = (self._values, self._steep, self._flat, self._share)
+        self._work.each(lambda _, rows: _minimize_rows(rows, self._p, multipliers - top, *arrays))
+        return Minimizers(*(torch.from_numpy(array) for array in (self._values - top, *arrays[1:])))

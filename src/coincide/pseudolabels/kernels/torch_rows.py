@@ -90,25 +90,31 @@ class TorchRows:
             total = d.sum(1) - kappa * spread
             b = d - e * kappa[:, None]
             self._rows = _Rows(lead, gradient, q, d, e, denominator, kappa, total)
-            scaled_e = e * (root / denominator.sqrt())[:, None]
-            gram = scaled_e.T @ scaled_e
+            gram = self._gram(e * (root / denominator.sqrt())[:, None])
         else:
             total = d.sum(1)
             b = d
             self._rows = _Rows(lead, gradient, None, d, None, 1.0, 0.0, total)
             gram = torch.zeros((), dtype=y.dtype, device=y.device)
-        scaled_b = b * (root / total.sqrt())[:, None]
-        gram = gram + scaled_b.T @ scaled_b
+        gram = gram + self._gram(b * (root / total.sqrt())[:, None])
         pull = self._summed(self._rows.project(gradient))
         complementarity = float(self.weights @ vecdot(y, zeta))
-        mean_label = (self.weights @ y).double().cpu().numpy()
+        mean_label = self._sum(y).double().cpu().numpy()
         return Factors(gram.double().cpu().numpy(), pull, mean_label, complementarity)
 
     def _summed(self, projected: Tensor) -> Vector:
         """Return ``Σ_i ω_i d_i ∘ projected_i``."""
         assert self._rows is not None
-        vector: Vector = (self.weights @ (self._rows.d * projected)).double().cpu().numpy()
+        vector: Vector = self._sum(self._rows.d * projected).double().cpu().numpy()
         return vector
+
+    def _sum(self, entries: Tensor) -> Tensor:
+        """Return ``Σ_i ω_i entries_i``, ``(K,)``."""
+        return self.weights @ entries
+
+    def _gram(self, entries: Tensor) -> Tensor:
+        """Return ``Σ_i entries_i entries_iᵀ``, ``(K, K)``."""
+        return entries.T @ entries
 
     def _cast(self, shift: Vector) -> Tensor:
         """Return a K-vector in the rows' precision; constants are free and cost digits."""
@@ -146,3 +152,37 @@ class TorchRows:
         zeta = zeta * (1 + length * self._dual)
         self._state = StepArrays(y / y.sum(1, keepdim=True), zeta)
         return self._state
+
+
+class CandidateRows(TorchRows):
+    """The same over a few candidate classes a row: entry ``(i, c)`` is class ``classes[i, c]``.
+
+    Parameters
+    ----------
+    probs : Tensor of shape (M, C)
+    weights : Tensor of shape (M,)
+    classes : Tensor of shape (M, C), int64
+        Different within a row.
+    n_classes : int
+        K.
+    """
+
+    def __init__(
+        self, probs: Tensor, weights: Tensor, classes: Tensor, n_classes: int, *, collision: bool
+    ) -> None:
+        super().__init__(probs, weights, collision=collision)
+        self._classes = classes
+        self._n_classes = n_classes
+        self._pairs = (classes[:, :, None] * n_classes + classes[:, None, :]).flatten()
+
+    def _sum(self, entries: Tensor) -> Tensor:
+        weighted = self.weights[:, None] * entries
+        return torch.bincount(self._classes.flatten(), weighted.flatten(), self._n_classes)
+
+    def _gram(self, entries: Tensor) -> Tensor:
+        products = (entries[:, :, None] * entries[:, None, :]).flatten()
+        size = self._n_classes
+        return torch.bincount(self._pairs, products, size * size).view(size, size)
+
+    def _cast(self, shift: Vector) -> Tensor:
+        return super()._cast(shift)[self._classes]

@@ -1,0 +1,121 @@
+"""The classes that a row may end in, near given multipliers: a far smaller problem.
+
+An optimal label has at most two classes (ties aside), and most rows have one. At multipliers near
+the optimum, class ``k`` of row ``i`` can matter only if its line ``σ_ik t + w_k`` nearly reaches
+the row's envelope at the row's best ``t``. Rows with one candidate are settled; the others keep
+theirs, and the interior point solves for those entries alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from coincide.pseudolabels.dual import Point
+from coincide.pseudolabels.kernels import RowKernels, candidate_kernels, near_candidates
+from coincide.pseudolabels.objectives import Vector
+from coincide.pseudolabels.problem import Problem
+
+_LEAST_SLACK, _WIDER = 1e-6, 10.0  # where no row has a second class within the slack asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkingSet(Problem):
+    """The open rows of a problem, each with its candidate classes.
+
+    Attributes
+    ----------
+    probs : Tensor of shape (R, C), float64
+        Predictions of the candidates.
+    classes : Tensor of shape (R, C), int64
+        The candidates.
+    rows : Tensor of shape (R,), int64
+        Where the open rows stand among all M.
+    settled : Tensor of shape (M,), int64
+        The class of every settled row.
+    """
+
+    classes: Tensor
+    rows: Tensor
+    settled: Tensor
+
+    def kernels(self) -> RowKernels:
+        """Return the interior point's kernels for the candidates."""
+        return candidate_kernels(
+            self.backend, self.probs, self.weights, self.classes, len(self.prior)
+        )
+
+    def at_rows(self, vector: Vector) -> Tensor:
+        """Return a K-vector as it stands beside the candidates."""
+        return torch.from_numpy(vector).to(self.probs)[self.classes]
+
+    def mean_label(self, labels: Tensor) -> Vector:
+        """Return ``ȳ``, settled and known rows included."""
+        weighted = (self.weights[:, None] * labels).flatten()
+        open_rows: Vector = (
+            torch.bincount(self.classes.flatten(), weighted, len(self.prior)).cpu().numpy()
+        )
+        return open_rows + self.held
+
+    def expand(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the labels of all rows, ``(M, K)``."""
+        full = torch.zeros(
+            len(self.settled), len(self.prior), dtype=dtype, device=self.settled.device
+        )
+        full.scatter_(1, self.settled[:, None], 1.0)
+        full[self.rows, self.settled[self.rows]] = 0
+        full[self.rows[:, None], self.classes] = labels.to(dtype)
+        return full
+
+
+def working_set(problem: Problem, point: Point, slack: float, most: int) -> WorkingSet:
+    """Return the rows with a second class within ``slack`` of their envelope.
+
+    Parameters
+    ----------
+    problem : Problem
+        Of collision cross-entropy.
+    point : Point
+        Multipliers, and the rows' answer to them.
+    slack : float
+        In units of the row loss. Widened until some row is open: with none, nothing can move.
+    most : int
+        Candidates a row may have: the nearest.
+    """
+    answer = point.rows
+    most = min(most, problem.probs.shape[1])
+    rows, classes = near_candidates(
+        problem.backend, problem.probs, point.multipliers, answer, slack=slack, most=most
+    )
+    while not len(rows) and most > 1:
+        slack = _WIDER * max(_LEAST_SLACK, slack)
+        rows, classes = near_candidates(
+            problem.backend, problem.probs, point.multipliers, answer, slack=slack, most=most
+        )
+    settled = torch.where(answer.share >= 0.5, answer.steep, answer.flat)
+    return _restrict(problem, rows, classes, settled)
+
+
+def _restrict(problem: Problem, rows: Tensor, classes: Tensor, settled: Tensor) -> WorkingSet:
+    """Move the settled rows into what is held; keep the candidates of the others."""
+    weights = problem.weights.double()
+    closed = torch.ones_like(settled, dtype=torch.bool)
+    closed[rows] = False
+    mass = torch.where(closed, weights, 0.0)
+    held = torch.bincount(settled, mass, len(problem.prior)).cpu().numpy()
+    losses = -problem.probs.gather(1, settled[:, None]).squeeze(1).double().log()
+    return WorkingSet(
+        probs=problem.probs[rows[:, None], classes].double(),
+        weights=weights[rows],
+        prior=problem.prior,
+        fairness=problem.fairness,
+        objective=problem.objective,
+        backend=problem.backend,
+        held=problem.held + held,
+        held_loss=problem.held_loss + float(mass[closed] @ losses[closed]),
+        classes=classes,
+        rows=rows,
+        settled=settled,
+    )
