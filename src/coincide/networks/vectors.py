@@ -27,10 +27,15 @@ def build_network(kind: str, n_features: int, n_clusters: int) -> nn.Module:
         head.bias.zero_()
     if kind == "linear":
         return head
-    hidden: list[nn.Module] = []
+    return nn.Sequential(*hidden_layers(n_features), head)
+
+
+def hidden_layers(n_features: int) -> list[nn.Module]:
+    """Return two hidden layers of 256 with batch normalization."""
+    layers: list[nn.Module] = []
     for width in (n_features, _HIDDEN):
-        hidden += [nn.Linear(width, _HIDDEN), nn.BatchNorm1d(_HIDDEN), nn.ReLU()]
-    return nn.Sequential(*hidden, head)
+        layers += [nn.Linear(width, _HIDDEN), nn.BatchNorm1d(_HIDDEN), nn.ReLU()]
+    return layers
 
 
 def start_from_centers(head: nn.Linear, centers: Tensor) -> None:

@@ -1,0 +1,210 @@
+"""Where decoded images are put: memory, a memory-mapped file when large, and a cache of both.
+
+A cache entry is an ``.npy`` of the images and a ``.json`` of what was skipped. The ``.json`` is
+written last and names the length of the ``.npy``: an entry that was cut short at any moment is
+seen as such and made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from coincide.data.source import Array, SourceError
+
+LARGE = 2 << 30  # bytes; decoded images above this stay on disk
+
+_FORMAT = 1  # of the entries; counted up when images are decoded otherwise than before
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The images of a source.
+
+    Attributes
+    ----------
+    images : ndarray of shape (n, C, H, W), uint8
+        Those that can be read, in order; memory-mapped when large.
+    reasons : dict
+        Why the others cannot, by their number within the source.
+    note : str
+        What was done to them, in a sentence; empty if nothing was.
+    """
+
+    images: Array
+    reasons: dict[int, str] = field(default_factory=dict)
+    note: str = ""
+
+
+def cache_folder() -> Path:
+    """Return ``$XDG_CACHE_HOME/coincide``, or ``~/.cache/coincide``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "coincide"
+
+
+def fingerprint(files: Sequence[Path], options: object) -> str:
+    """Return a name for files as they now are (path, size, time of change), read with options."""
+    digest = hashlib.sha256(repr((_FORMAT, options)).encode())
+    for file in files:
+        about = file.stat()
+        digest.update(os.fsencode(file.absolute()))
+        digest.update(f"\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
+    return digest.hexdigest()[:32]
+
+
+class ImageStore:
+    """Puts blocks of images under each other, and remembers them.
+
+    Parameters
+    ----------
+    folder : Path, optional
+        Of the cache; without it nothing is remembered, and what is large goes to a temporary
+        file that vanishes with the array.
+    key : str
+        The :func:`fingerprint` of what is decoded.
+    """
+
+    def __init__(self, folder: Path | None = None, key: str = "") -> None:
+        self._folder = folder
+        self._key = key
+        self._written: Path | None = None
+
+    def load(self) -> Decoded | None:
+        """Return the images decoded before, or None when there are none, or not whole."""
+        if self._folder is None:
+            return None
+        try:
+            entry = json.loads(self._path(".json").read_text(encoding="utf-8"))
+            file = self._path(".npy")
+            if file.stat().st_size != entry["bytes"]:
+                return None
+            large = entry["bytes"] > LARGE
+            images = np.load(file, mmap_mode="r" if large else None, allow_pickle=False)
+            reasons = {int(row): str(reason) for row, reason in entry["reasons"].items()}
+            note = str(entry["note"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
+            return None  # absent or damaged: made anew
+        fits = images.dtype == np.uint8 and images.ndim == 4 and len(images) == entry["rows"]
+        return Decoded(images, reasons, note) if fits else None
+
+    def collect(self, blocks: Iterable[Array], rows: int, shape: tuple[int, ...]) -> Array:
+        """Return the blocks under each other: in memory, or a memory map when large.
+
+        Parameters
+        ----------
+        blocks : iterable of ndarray of shape (n, C, H, W), uint8
+            At most ``rows`` rows in all.
+        rows : int
+        shape : (C, H, W)
+
+        Raises
+        ------
+        SourceError
+            If a large array cannot be written to disk.
+        """
+        if rows * math.prod(shape) > LARGE:
+            return self._write(blocks, rows, shape)
+        images = np.empty((rows, *shape), np.uint8)
+        count = 0
+        for block in blocks:
+            images[count : count + len(block)] = block
+            count += len(block)
+        return images[:count]
+
+    def save(self, decoded: Decoded) -> Decoded:
+        """Remember what was collected and return it, with a note if that was not possible."""
+        if self._folder is None:
+            return decoded
+        try:
+            if self._written is None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                with _part(self._folder) as file:
+                    self._written = Path(file.name)
+                    np.save(file, decoded.images, allow_pickle=False)
+            size = self._written.stat().st_size
+            self._written.replace(self._path(".npy"))
+            with _part(self._folder) as file:
+                self._written = Path(file.name)
+                file.write(json.dumps(_entry(decoded, size)).encode())
+            self._written.replace(self._path(".json"))
+        except OSError as error:
+            if self._written is not None:
+                self._written.unlink(missing_ok=True)
+            why = f"The decoded images could not be cached in {self._folder} ({error.strerror})."
+            return replace(decoded, note=f"{decoded.note} {why}".strip())
+        finally:
+            self._written = None
+        return decoded
+
+    def _path(self, suffix: str) -> Path:
+        assert self._folder is not None
+        return self._folder / (self._key + suffix)
+
+    def _write(self, blocks: Iterable[Array], rows: int, shape: tuple[int, ...]) -> Array:
+        """Stream the blocks into a file and return it memory-mapped."""
+        self.discard()
+        try:
+            with self._large_file() as file:
+                _write_header(file, rows, shape)
+                begin, count = file.tell(), 0
+                for block in blocks:
+                    file.write(np.ascontiguousarray(block).data)
+                    count += len(block)
+                file.seek(0)
+                _write_header(file, count, shape)
+                assert file.tell() == begin  # NumPy leaves room for the number of rows
+                file.flush()
+                return np.memmap(file, np.uint8, "r", begin, (count, *shape))
+        except OSError as error:
+            self.discard()
+            gib = rows * math.prod(shape) / 2**30
+            raise SourceError(
+                f"The {gib:.1f} GiB of decoded images cannot be stored in"
+                f" {self._folder or tempfile.gettempdir()} ({error.strerror}): make room, choose"
+                " another cache folder, or a smaller image_size."
+            ) from error
+        except BaseException:
+            self.discard()
+            raise
+
+    def _large_file(self) -> IO[bytes]:
+        if self._folder is None:
+            return tempfile.TemporaryFile()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        file = _part(self._folder)
+        self._written = Path(file.name)
+        return file
+
+    def discard(self) -> None:
+        """Delete a large file that was collected but not saved."""
+        if self._written is not None:
+            self._written.unlink(missing_ok=True)
+            self._written = None
+
+
+def _part(folder: Path) -> IO[bytes]:
+    """Open a new file that gets its name when it is complete."""
+    return tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False)
+
+
+def _write_header(file: IO[bytes], rows: int, shape: tuple[int, ...]) -> None:
+    about: dict[str, Any] = {"descr": "|u1", "fortran_order": False, "shape": (rows, *shape)}
+    np.lib.format.write_array_header_1_0(file, about)
+
+
+def _entry(decoded: Decoded, size: int) -> dict[str, Any]:
+    return {
+        "rows": len(decoded.images),
+        "bytes": size,
+        "reasons": decoded.reasons,
+        "note": decoded.note,
+    }
