@@ -128,6 +128,8 @@ def test_the_unfit_pairs_are_those_documented() -> None:
         ("active-set", "ce+kl"),
         ("em", "cce"),
         ("em", "ce+kl"),
+        ("accelerated-em", "cce"),
+        ("accelerated-em", "ce+kl"),
         ("closed-form", "cce+"),
         ("closed-form", "cce"),
         ("sinkhorn", "cce+"),

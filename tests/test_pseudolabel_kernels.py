@@ -68,7 +68,13 @@ def problem_of(
 # --- conformance: every solver x objective x backend x dtype --------------------------------
 
 # Reachable gap of each solver after the given steps; rules promise feasibility only.
-PROMISES = {"active-set": 1e-8, "interior-point": 1e-8, "em": 1e-2, "projected-gradient": 1e-2}
+PROMISES = {
+    "active-set": 1e-8,
+    "interior-point": 1e-8,
+    "em": 1e-2,
+    "accelerated-em": 1e-2,
+    "projected-gradient": 1e-2,
+}
 CASES = [
     pytest.param(name, objective, backend, dtype, id=f"{name}-{objective}-{backend}-{dtype}")
     for name, solver in SOLVERS.items()

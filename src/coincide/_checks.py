@@ -81,3 +81,16 @@ def check_probability_rows(rows: Tensor, name: str, owner: str) -> None:
         f" (non-negative, summing to 1). Row {row} {found}"
         f" ({int(bad.sum())} of {len(flat)} rows are not probabilities)."
     )
+
+
+def find_device(name: str, owner: str) -> torch.device:
+    """Return the device of that name; ``"auto"`` takes a GPU if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        expected = "'auto' or a device that is there, such as 'cpu' or 'cuda'"
+        raise ValueError(parameter_message("device", owner, expected, name)) from error
+    return device

@@ -17,7 +17,7 @@ from coincide.data.scaling import SCALINGS, Scaling
 from coincide.networks import NETWORKS
 from coincide.pseudolabels import OBJECTIVES, SOLVERS
 from coincide.pseudolabels.solve import check_prior, check_solver
-from coincide.training import TrainingConfig
+from coincide.training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from coincide.cluster import CollisionClustering
@@ -115,16 +115,3 @@ def check_weights(weights: ArrayLike | None, n_rows: int) -> NDArray[np.float64]
             " zero."
         )
     return vector
-
-
-def find_device(name: str) -> torch.device:
-    """Return the device of that name; ``"auto"`` takes a GPU if there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        expected = "'auto' or a device that is there, such as 'cpu' or 'cuda'"
-        raise ValueError(parameter_message("device", OWNER, expected, name)) from error
-    return device

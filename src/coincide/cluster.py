@@ -26,6 +26,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from coincide._checks import find_device
 from coincide._clustering_checks import (
     OWNER,
     check_network,
@@ -33,7 +34,6 @@ from coincide._clustering_checks import (
     check_rows,
     check_spread,
     check_weights,
-    find_device,
 )
 from coincide._model_files import ModelError, as_json, load_model, save_model
 from coincide.data.scaling import (
@@ -49,7 +49,9 @@ from coincide.networks import build_network, start_from_centers
 from coincide.pseudolabels.kernels import choose_backend
 from coincide.pseudolabels.problem import Certificate
 from coincide.pseudolabels.solve import check_prior
-from coincide.training import EpochRecord, Trainer, TrainingConfig, signs_of_collapse
+from coincide.training.collapse import signs_of_collapse
+from coincide.training.config import TrainingConfig
+from coincide.training.loop import Data, EpochRecord, Trainer
 
 __all__ = ["ClusteringWarning", "CollisionClustering", "ModelError"]
 
@@ -81,8 +83,8 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     objective : {"cce+", "cce", "ce+kl"}
         Of the pseudo-labels, see :func:`coincide.solve_pseudo_labels`: (11), (10) or (5). The
         network's loss is collision cross-entropy whichever it is.
-    solver : {"interior-point", "em", "projected-gradient", "closed-form", "sinkhorn"}
-        Of the pseudo-labels; ``"em"`` goes with ``"cce+"``, the last two with ``"ce+kl"``.
+    solver : {"auto", "active-set", "interior-point", "em", ...}
+        Of the pseudo-labels, see :func:`coincide.solve_pseudo_labels`.
     fairness : float
         ``λ``, relative to the mean loss: how closely cluster sizes follow the prior.
     prior : array of shape (n_clusters,), optional
@@ -155,7 +157,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         n_clusters: int = 8,
         *,
         objective: str = "cce+",
-        solver: str = "interior-point",
+        solver: str = "auto",
         fairness: float = 100.0,
         prior: ArrayLike | None = None,
         network: str | nn.Module = "linear",
@@ -225,7 +227,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         check_rows(used, self.n_clusters)
         # A stream that partial_fit began has a network of its own, now replaced.
         self.__dict__.pop("_trainer", None)
-        self.device_ = find_device(self.device)
+        self.device_ = find_device(self.device, OWNER)
         self.scaling_ = fit_scaling(used, self.scaling, kept)
         check_spread(self.scaling_)
         rows = ScaledRows(used, self.scaling_, self.device_)
@@ -262,7 +264,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         if first:
             check_rows(features, self.n_clusters)
             check_spread(chunk)
-            self.device_ = find_device(self.device)
+            self.device_ = find_device(self.device, OWNER)
             self.scaling_ = chunk
             seed = int(check_random_state(self.random_state).randint(2**31))
             with _seeded(seed, self.device_):
@@ -273,17 +275,18 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             self.scaling_ = self.scaling_.merge(chunk)
         rows = ScaledRows(features, self.scaling_, self.device_)
         if not hasattr(self, "_trainer"):
-            self._trainer = self._new_trainer(self.network_, config, len(features))
             self._generator = torch.Generator().manual_seed(self._seeds(rows)[0])
+            self._trainer = self._new_trainer(
+                self.network_, config, len(features), self._generator
+            )
         row_weights = (
             None if weights is None else torch.from_numpy(weights).float().to(self.device_)
         )
         seed = int(torch.randint(2**31, (), generator=self._generator))
         with _seeded(seed, self.device_):
-            loss, _, live = self._trainer.run_epoch(
-                rows, generator=self._generator, weights=row_weights
-            )
-        self.history_.append({"epoch": self.n_iter_, "loss": loss, "live_clusters": live})
+            record = self._trainer.run_epoch(Data(rows, weights=row_weights))
+        seen = {"loss": record.loss, "live_clusters": record.live_clusters}
+        self.history_.append({"epoch": self.n_iter_, **seen})
         self.n_iter_ += 1
         self.labels_ = self.predict(features)
         return self
@@ -349,7 +352,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
                 tensors.pop("scaling.spread"),
                 float(tensors.pop("scaling.mass")),
             )
-            model.device_ = find_device(model.device)
+            model.device_ = find_device(model.device, OWNER)
             module = model._fresh_network(model.n_features_in_)
             state = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
             module.load_state_dict(state)
@@ -367,12 +370,10 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         for number, seed in enumerate(seeds):
             with _seeded(seed, self.device_):
                 network = self._start_network(rows, seed)
-                trainer = self._new_trainer(network, config, len(rows))
+                generator = torch.Generator().manual_seed(seed)
+                trainer = self._new_trainer(network, config, len(rows), generator)
                 records = trainer.fit(
-                    rows,
-                    generator=torch.Generator().manual_seed(seed),
-                    weights=weights,
-                    on_epoch=self._reporter(number, len(seeds)),
+                    Data(rows, weights=weights), on_epoch=self._reporter(number, len(seeds))
                 )
             certificate = self._judge(network.eval(), rows, weights)
             self.restarts_.append({"seed": seed, "objective": certificate.objective})
@@ -424,14 +425,18 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             return copy.deepcopy(self.network)
         return build_network(self.network, n_features, self.n_clusters)
 
-    def _new_trainer(self, network: nn.Module, config: TrainingConfig, n_rows: int) -> Trainer:
+    def _new_trainer(
+        self, network: nn.Module, config: TrainingConfig, n_rows: int, generator: torch.Generator
+    ) -> Trainer:
         view = VectorView(self.view_dropout, self.view_noise)
         n_solves = config.epochs(n_rows) * config.steps_per_epoch(n_rows)
         batch = min(config.batch_size, n_rows)
-        return Trainer(network, self._method(batch, n_solves), view, config)
+        method = self._method(batch, n_solves)
+        return Trainer(network, method, view, config, generator=generator)
 
     def _method(self, n_rows: int, n_solves: int = 1) -> CollisionMethod:
         return CollisionMethod(
+            n_clusters=self.n_clusters,
             prior=check_prior(self.prior, self.n_clusters, OWNER),
             fairness=float(self.fairness),
             objective=self.objective,

@@ -6,8 +6,9 @@ predicted class and the unknown true class coincide, which happens with probabil
     H₂(y, softmax(z)) = -ln Σ_k σ_k y_k = -ln Σ_k y_k exp(log_softmax(z)_k)          (9)
 
 Everything is made of differentiable operations, so derivatives of any order, ``torch.func``
-and ``torch.compile`` need no code of their own. Equation numbers: Zhang & Boykov,
-*Collision Cross-entropy for Soft Class Labels and Deep Clustering*, arXiv 2303.07321.
+and ``torch.compile`` need no code of their own. Only the most frequent case, probabilities on
+a CPU and a gradient in the logits, has some, for speed (``blocks``). Equation numbers: Zhang &
+Boykov, *Collision Cross-entropy for Soft Class Labels and Deep Clustering*, arXiv 2303.07321.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coincide._checks import check_option, check_probability_rows, parameter_message
+from coincide.losses.blocks import LogCollisionInBlocks, fits_blocks
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -163,12 +165,13 @@ def collision_cross_entropy(
         z, ids = input.to(computed), target.long()
         loss = F.cross_entropy(z, ids, weight, ignore_index=ignore_index, reduction=reduction)
         return loss.to(returned)
-    log_probs = F.log_softmax(input, class_dim, dtype=computed)
     if is_ids:
+        log_probs = F.log_softmax(input, class_dim, dtype=computed)
         log_collision, row_weight = _collide_with_ids(log_probs, target, weight, ignore_index)
         normalizer: Tensor | int = row_weight.sum()
     else:
-        log_collision, row_weight = _collide_with_probs(log_probs, target.to(computed), weight)
+        log_collision = _log_collision(input, target, computed)
+        row_weight = _expected_weight(log_collision, target, weight)
         normalizer = log_collision.numel()
     loss = -row_weight * _smooth(log_collision, label_smoothing, input.shape[class_dim])
     if reduction != "none":
@@ -256,16 +259,22 @@ def _collide_with_ids(
     return picked.masked_fill(ignored, 0.0), row_weight.masked_fill(ignored, 0.0)
 
 
-def _collide_with_probs(
-    log_probs: Tensor, probs: Tensor, weight: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return ``ln σ·y`` of each row, and the row's expected class weight."""
-    class_dim = _class_dim(log_probs)
-    log_collision = weighted_logsumexp(log_probs, probs, class_dim)
+def _log_collision(logits: Tensor, probs: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``ln σ·y`` of each row, computed in ``dtype``."""
+    if logits.dim() == 1:
+        return _log_collision(logits.unsqueeze(0), probs.unsqueeze(0), dtype).squeeze(0)
+    if fits_blocks(logits, probs):
+        in_blocks: Tensor = LogCollisionInBlocks.apply(logits, probs, dtype)  # type: ignore[no-untyped-call]
+        return in_blocks
+    return weighted_logsumexp(F.log_softmax(logits, 1, dtype=dtype), probs.to(dtype), 1)
+
+
+def _expected_weight(log_collision: Tensor, probs: Tensor, weight: Tensor | None) -> Tensor:
+    """Return ``Σ_k weight_k y_k`` of each row, or 1."""
     if weight is None:
-        return log_collision, torch.ones_like(log_collision)
+        return torch.ones_like(log_collision)
     # Not a matrix product: autocast would take that in half precision.
-    return log_collision, (probs.movedim(class_dim, -1) * weight).sum(-1)
+    return (probs.movedim(_class_dim(probs), -1) * weight).sum(-1)
 
 
 def _smooth(log_collision: Tensor, label_smoothing: float, n_classes: int) -> Tensor:

@@ -1,7 +1,41 @@
-"""Methods: a pseudo-label rule and a loss, one file each."""
+"""Methods: what to learn from a batch, one file each."""
 
 from __future__ import annotations
 
 from coincide.methods.collision import CollisionMethod
+from coincide.methods.iic import IIC
+from coincide.methods.imsat import IMSAT
+from coincide.methods.method import UNKNOWN, AllRows, Batch, Method, Outcome
+from coincide.methods.mi import MutualInformation
+from coincide.methods.miadm import MIADM
+from coincide.methods.scan import SCAN
+from coincide.methods.sela import SeLa
+from coincide.methods.simclr import SimCLR
 
-__all__ = ["CollisionMethod"]
+METHODS: dict[str, type[Method]] = {
+    "collision": CollisionMethod,
+    "mi": MutualInformation,
+    "miadm": MIADM,
+    "sela": SeLa,
+    "imsat": IMSAT,
+    "iic": IIC,
+    "scan": SCAN,
+    "simclr": SimCLR,
+}
+
+__all__ = [
+    "IIC",
+    "IMSAT",
+    "METHODS",
+    "MIADM",
+    "SCAN",
+    "UNKNOWN",
+    "AllRows",
+    "Batch",
+    "CollisionMethod",
+    "Method",
+    "MutualInformation",
+    "Outcome",
+    "SeLa",
+    "SimCLR",
+]

@@ -6,28 +6,36 @@ loss         mean_i -ln σ'_i·y_i                            σ' from the chang
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from coincide._checks import check_integer, check_option
 from coincide.losses import collision_cross_entropy
-from coincide.pseudolabels import SOLVERS
+from coincide.methods.method import UNKNOWN, Batch, Method, Outcome, weighted_mean
 from coincide.pseudolabels.objectives import Vector
-from coincide.pseudolabels.problem import Certificate, Problem
-from coincide.pseudolabels.reduction import reduce_problem
+from coincide.pseudolabels.problem import Certificate
+from coincide.pseudolabels.reduction import Reduction, reduce_problem
+from coincide.pseudolabels.solve import check_solver
+from coincide.pseudolabels.solver import Outcome as Solved
 from coincide.pseudolabels.solver import run_solver, run_uncertified
+
+_SHARED = ("active-set", "interior-point")  # whose sums run over the processes
+LABELED_BY = ("plain", "views", "teacher")
 
 _CERTIFIED = 1e-1  # the tolerance of a batch's labels by certificate, relative to an estimate
 _SHARPER = 1e-2  # the tolerance of an evaluation, relative to that of a batch
 
 
-@dataclass(frozen=True)
-class CollisionMethod:
+@dataclass
+class CollisionMethod(Method):
     """Self-labeling by collision cross-entropy with a fair mean label.
 
     Parameters
     ----------
+    n_clusters : int
     prior : array of shape (K,), float64
     fairness : float
         ``λ``, relative to the mean loss.
@@ -37,19 +45,95 @@ class CollisionMethod:
         The solver's own estimate of the gap at which a batch's labels are good enough.
     backend : str
         The row kernels of the solver.
+    n_views : int
+        Changed views of each row; the loss is the mean over them.
+    labeled_by : {"plain", "views", "teacher"}
+        Whose predictions the labels are made of: those of the rows as they are, the mean of those
+        of the changed views, or those of a slow copy of the network.
+    teacher_momentum : float
+        Share of the slow copy that a step keeps.
     """
 
+    n_clusters: int
     prior: Vector
-    fairness: float
-    objective: str
-    solver: str
-    label_tol: float
-    backend: str
+    fairness: float = 100.0
+    objective: str = "cce+"
+    solver: str = "auto"
+    label_tol: float = 0.05
+    backend: str = "torch"
+    n_views: int = 1
+    labeled_by: str = "plain"
+    teacher_momentum: float = 0.99
+    _guess: Vector | None = field(default=None, init=False, repr=False)
+    _teacher: nn.Module | None = field(default=None, init=False, repr=False)
+    _restored: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
-    def labels(self, logits: Tensor, weights: Tensor | None = None) -> Tensor:
+    def __post_init__(self) -> None:
+        check_integer(self.n_views, "n_views", "CollisionMethod", low=1)
+        check_option(self.labeled_by, "labeled_by", "CollisionMethod", LABELED_BY)
+        self._solver = check_solver(self.solver, self.objective, "CollisionMethod", self.n_clusters)
+
+    def loss(self, network: nn.Module, batch: Batch) -> Outcome:
+        """Return the mean over the views of collision cross-entropy to the batch's labels."""
+        views = None
+        if self.labeled_by == "views":
+            views = [network(view).float() for view in batch.views]
+            probs = torch.stack([torch.softmax(view.detach(), 1) for view in views]).mean(0)
+        else:
+            teacher = self._slow_copy(network) if self.labeled_by == "teacher" else network
+            with torch.no_grad():
+                probs = torch.softmax(teacher(batch.plain).float(), 1)
+        solved = self._solve(probs, batch.weights, batch.known)
+        if views is None:
+            views = [network(view).float() for view in batch.views]
+        losses = [
+            weighted_mean(
+                collision_cross_entropy(view, solved.labels, reduction="none"), batch.weights
+            )
+            for view in views
+        ]
+        return Outcome(torch.stack(losses).mean(), views[0], seen=probs)
+
+    def labels(
+        self, logits: Tensor, weights: Tensor | None = None, known: Tensor | None = None
+    ) -> Tensor:
         """Return the soft labels of a batch, ``(M, K)`` in the dtype of the logits."""
-        solver = SOLVERS[self.solver]
-        problem = self._problem(logits.float(), weights)
+        probs = torch.softmax(logits.detach().float(), 1)
+        return self._solve(probs, weights, known).labels.to(logits.dtype)
+
+    def evaluate(self, logits: Tensor, weights: Tensor | None = None) -> Certificate:
+        """Return the objective of these predictions under their best labels, certified."""
+        problem = self._reduce(torch.softmax(logits.detach().double(), 1), weights).problem
+        found = run_solver(
+            self._solver, problem, tol=self.label_tol * _SHARPER, max_iter=self._solver.max_iter
+        )
+        assert found.certificate is not None
+        return found.certificate
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the multipliers that warm the next solve, and the slow copy."""
+        state = {} if self._guess is None else {"guess": torch.from_numpy(self._guess.copy())}
+        if self._teacher is not None:
+            copied = self._teacher.state_dict().items()
+            state |= {f"teacher.{name}": tensor.clone() for name, tensor in copied}
+        return state | self._restored
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take up what :meth:`state` returned; the slow copy waits for its network."""
+        guess = state.get("guess")
+        self._guess = None if guess is None else guess.double().cpu().numpy()
+        self._teacher = None
+        self._restored = {name: t for name, t in state.items() if name.startswith("teacher.")}
+
+    def _solve(self, probs: Tensor, weights: Tensor | None, known: Tensor | None) -> Solved:
+        """Solve for the labels of a batch, from the multipliers of the batch before."""
+        solver = self._solver
+        # In float32 the interior point's labels would depend on how the rows are shared out.
+        double = solver.name in _SHARED and not solver.any_precision
+        reduction = self._reduce(probs.double() if double else probs, weights, known)
+        problem = reduction.problem
+        if problem.mass() == 0:  # every row is known, on every process
+            return Solved(reduction.expand(problem.probs), 0, True, None)
         if solver.estimates_gap:
             found = run_uncertified(solver, problem, tol=self.label_tol, max_iter=solver.max_iter)
         else:
@@ -57,33 +141,40 @@ class CollisionMethod:
             # are within the tolerance of a batch, and nothing would be learned from them.
             tol = self.label_tol * _CERTIFIED
             found = run_solver(solver, problem, tol=tol, max_iter=solver.max_iter)
-        return found.labels.to(logits.dtype)
+        self._guess = reduction.expand_multipliers(found.multipliers)
+        labels = reduction.expand(found.labels).to(probs)
+        return Solved(labels, found.n_iter, found.converged, found.certificate)
 
-    def loss(self, logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Return the weighted mean of collision cross-entropy to the labels."""
-        if weights is None:
-            return collision_cross_entropy(logits, labels)
-        rows = collision_cross_entropy(logits, labels, reduction="none")
-        return weights @ rows / weights.sum()
-
-    def evaluate(self, logits: Tensor, weights: Tensor | None = None) -> Certificate:
-        """Return the objective of these predictions under their best labels, certified."""
-        solver = SOLVERS[self.solver]
-        found = run_solver(
-            solver,
-            self._problem(logits.double(), weights),
-            tol=self.label_tol * _SHARPER,
-            max_iter=solver.max_iter,
-        )
-        assert found.certificate is not None
-        return found.certificate
-
-    def _problem(self, logits: Tensor, weights: Tensor | None) -> Problem:
+    def _reduce(
+        self, probs: Tensor, weights: Tensor | None, known: Tensor | None = None
+    ) -> Reduction:
+        if self.sums is not None and self._solver.name not in _SHARED:
+            raise ValueError(
+                f"The solver {self._solver.name!r} does not work on a batch that several processes"
+                f" share. Choose one of {', '.join(map(repr, _SHARED))}."
+            )
+        some = known is not None and bool((known != UNKNOWN).any())
         return reduce_problem(
-            torch.softmax(logits.detach(), 1),
+            probs,
             prior=self.prior,
             fairness=self.fairness,
             objective=self.objective,
             backend=self.backend,
+            known=known if some else None,
             weights=weights,
-        ).problem
+            guess=self._guess,
+            sums=self.sums,
+        )
+
+    @torch.no_grad()
+    def _slow_copy(self, network: nn.Module) -> nn.Module:
+        """Return the slow copy after it has followed the network by one step."""
+        if self._teacher is None:
+            self._teacher = copy.deepcopy(network).requires_grad_(False)
+            if self._restored:
+                state = {n.removeprefix("teacher."): t for n, t in self._restored.items()}
+                self._teacher.load_state_dict(state)
+                self._restored = {}
+        for slow, fast in zip(self._teacher.parameters(), network.parameters(), strict=True):
+            slow.lerp_(fast, 1 - self.teacher_momentum)
+        return self._teacher

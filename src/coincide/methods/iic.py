@@ -77,7 +77,7 @@ class IIC(Method):
         n_over = _OVER_CLUSTERS * self.n_clusters if self.n_over is None else self.n_over
         return partial(SubHeads, width, self.n_clusters, n_over, self.sub_heads)
 
-    def begin_epoch(self, epoch: int, n_epochs: int, data: AllRows) -> None:
+    def begin_epoch(self, epoch: int, n_epochs: int, data: AllRows | None) -> None:
         """Take the other kind of heads; the last epoch is the clusters'."""
         del data
         self._over_clustering = (n_epochs - 1 - epoch) % 2 == 1

@@ -23,7 +23,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,13 +89,11 @@ class IMSAT(Method):
         check_integer(self.n_references, "n_references", owner, low=2)
         self.n_views = int(self.augment)
 
-    def begin_epoch(self, epoch: int, n_epochs: int, data: AllRows) -> None:
+    def begin_epoch(self, epoch: int, n_epochs: int, data: AllRows | None) -> None:
         """Find every row's distance to its neighbor, once."""
         del n_epochs
-        if epoch == 0:
-            self._distances = neighbor_distances(
-                cast(_Inputs, data), self.n_neighbors, self.n_references
-            )
+        if epoch == 0 and data is not None:
+            self._distances = neighbor_distances(data, self.n_neighbors, self.n_references)
 
     def loss(self, network: nn.Module, batch: Batch) -> Outcome:
         """Return the loss of a batch, the logits of its view (or rows) and the first penalty."""
@@ -170,17 +168,7 @@ def held_running_averages(network: nn.Module) -> Iterator[None]:
             module.track_running_stats = True
 
 
-class _Inputs(Protocol):
-    """The whole data as the network is shown it."""
-
-    def __len__(self) -> int: ...
-
-    def inputs(self, rows: Tensor) -> Tensor:
-        """Return plain rows by their numbers, as in ``Batch.plain``."""
-        ...
-
-
-def neighbor_distances(data: _Inputs, n_neighbors: int, n_references: int) -> Tensor:
+def neighbor_distances(data: AllRows, n_neighbors: int, n_references: int) -> Tensor:
     """Return every row's distance to its nearest neighbors, the last of them: ``(M,)``, float32.
 
     Parameters

@@ -14,6 +14,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from coincide.pseudolabels.kernels.shared_rows import Sums
+
 UNKNOWN = -1  # the class of a row that nobody has labeled
 
 
@@ -55,14 +57,17 @@ class Outcome:
         A scalar to step on.
     logits : Tensor of shape (n, K)
         Of the batch's rows, with their gradient: the cross-entropy of known classes is taken of
-        them, and clusters are counted on them.
+        them.
     quantities : dict
         Scalars worth a line in the log, such as ``gap``.
+    seen : Tensor of shape (n, K), optional
+        Probabilities of the rows, on which clusters are counted; those of the logits without it.
     """
 
     loss: Tensor
     logits: Tensor
     quantities: dict[str, float] = field(default_factory=dict)
+    seen: Tensor | None = None
 
 
 class AllRows(Protocol):
@@ -78,6 +83,10 @@ class AllRows(Protocol):
         """Return what the head sees of every row, ``(M, D)``, float32 on the CPU."""
         ...
 
+    def inputs(self, rows: Tensor) -> Tensor:
+        """Return plain rows by their numbers, as in ``Batch.plain``."""
+        ...
+
 
 class Method:
     """The manners every method has; only :meth:`loss` must be written.
@@ -89,14 +98,20 @@ class Method:
 
     n_views: int = 1
     n_clusters: int
+    clusters: bool = True  # whether the logits mean clusters; a pretext's do not
+    sums: Sums | None = None  # over the processes that share every batch
 
     def head(self, width: int) -> Callable[[], nn.Module] | None:
         """Return how to build the head on ``width`` features; None for a linear layer."""
         del width
         return None
 
-    def begin_epoch(self, epoch: int, n_epochs: int, data: AllRows) -> None:
-        """Prepare for a pass over the data, counted from 0."""
+    def begin_epoch(self, epoch: int, n_epochs: int, data: AllRows | None) -> None:
+        """Prepare for a pass over the data, counted from 0.
+
+        ``data`` is None when a pass is taken up again that was begun before: what was computed
+        from the data then is in the state.
+        """
 
     def partners(self, rows: Tensor) -> Tensor | None:
         """Return the number of a partner for every row, to be changed and shown beside it."""
@@ -119,12 +134,12 @@ def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
     """Return the mean of one value a row, ``(n,)``, under row weights."""
     if weights is None:
         return values.mean()
-    return weights @ values / weights.sum()
+    # Not a matrix product: autocast would take it in half precision.
+    return (weights * values).sum() / weights.sum()
 
 
 def mean_probs(probs: Tensor, weights: Tensor | None = None) -> Tensor:
     """Return ``σ̄``, the mean prediction of a batch, ``(K,)``."""
     if weights is None:
         return probs.mean(0)
-    return weights @ probs / weights.sum()
-
+    return (weights[:, None] * probs).sum(0) / weights.sum()

@@ -64,7 +64,6 @@ class SCAN(Method):
     self_label_share: float = 0.0
     threshold: float = 0.99
     _neighbors: Tensor | None = field(default=None, init=False, repr=False, compare=False)
-    _restored: bool = field(default=False, init=False, repr=False, compare=False)
     _self_labeling: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -76,11 +75,10 @@ class SCAN(Method):
             if check_real(value, name, "SCAN") >= 1:
                 raise ValueError(parameter_message(name, "SCAN", "a number in [0, 1)", value))
 
-    def begin_epoch(self, epoch: int, n_epochs: int, data: AllRows) -> None:
+    def begin_epoch(self, epoch: int, n_epochs: int, data: AllRows | None) -> None:
         """Mine the neighbors before the first epoch; change to self-labeling in due time."""
-        if epoch == 0 and not self._restored:
+        if epoch == 0 and data is not None:
             self._neighbors = mine_neighbors(data.features(), self.n_neighbors)
-        self._restored = False
         first = max(1, round((1 - self.self_label_share) * n_epochs))
         self._self_labeling = epoch >= first
 
@@ -121,7 +119,6 @@ class SCAN(Method):
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take the neighbors up; an epoch 0 begun again does not mine them anew."""
         self._neighbors = state.get("neighbors")
-        self._restored = self._neighbors is not None
 
 
 def neighbor_loss(

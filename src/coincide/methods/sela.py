@@ -66,9 +66,11 @@ class SeLa(Method):
         check_real(self.marginal_tol, "marginal_tol", owner, open_low=True)
         check_integer(self.seed, "seed", owner, low=0)
 
-    def begin_epoch(self, epoch: int, n_epochs: int, data: AllRows) -> None:
+    def begin_epoch(self, epoch: int, n_epochs: int, data: AllRows | None) -> None:
         """Draw random labels in the first epoch; later label all rows by their predictions."""
         del n_epochs
+        if data is None:
+            return
         if epoch == 0:
             self._labels = random_labels(len(data), self.prior, self.seed)
         elif epoch % self.every == 0:

@@ -25,7 +25,7 @@ from coincide.pseudolabels.working_set import WorkingSet, working_set
 
 _MOST_CLASSES = 10_000
 _PATIENCE = 8  # Newton steps in which the gap must fall to a tenth
-_SMALL = 20_000  # entries: here the interior point on all of them is as quick as choosing some
+_SMALL = 20_000  # entries: up to here the interior point on all is as quick as choosing some
 _CANDIDATES = 4  # a row at most, and as many more in every round as _MORE_CANDIDATES
 _MORE_CANDIDATES = 2
 _MOST_ROUNDS = 12
@@ -137,9 +137,9 @@ def _climb(state: ActiveSetState) -> ActiveSetState:
 
 def _open(state: ActiveSetState, multipliers: Vector, slack: float) -> None:
     """Start the interior point on the classes within ``slack``; in the end, on all of them."""
-    small = state.problem.probs.numel() <= _SMALL
+    whole = state.problem.sums is not None or state.problem.probs.numel() <= _SMALL
     state.rounds += 1
-    if small or state.rounds > _MOST_ROUNDS:
+    if whole or state.rounds > _MOST_ROUNDS:
         state.working = state.problem.to(torch.float64)
     else:
         point = evaluate(state.problem, state.search, multipliers)

@@ -103,15 +103,15 @@ def evaluate(problem: Problem, search: RowMinimizers, multipliers: Vector) -> Po
     classes = len(multipliers)
     answer = torch.bincount(rows.steep, weights * rows.share, classes)
     answer += torch.bincount(rows.flat, weights * (1 - rows.share), classes)
-    mean_label = answer.cpu().numpy() + problem.held
+    mean_label = problem.summed(answer.double().cpu().numpy()) + problem.held
     conjugate = coupling.conjugate(multipliers, prior, fairness)
-    value = float(weights @ rows.values) - float(multipliers @ problem.held) - conjugate
+    value = problem.total(rows.values) - float(multipliers @ problem.held) - conjugate
     return Point(
         multipliers=multipliers,
         value=value + problem.held_loss,
         slope=coupling.proposal(multipliers, prior, fairness) - mean_label,
         curvature=coupling.stiffness(multipliers, prior, fairness)
-        + _split_curvature(rows, weights, multipliers),
+        + _laplacian(problem.summed(_split_mass(rows, weights, classes)), multipliers),
         gap=coupling.value(mean_label, prior, fairness)
         + float(multipliers @ mean_label)
         + conjugate,
@@ -127,13 +127,17 @@ def answer_labels(problem: Problem, point: Point) -> Tensor:
     return labels.scatter_add_(1, rows.steep[:, None], rows.share[:, None].to(labels))
 
 
-def _split_curvature(rows: Minimizers, weights: Tensor, multipliers: Vector) -> Vector:
-    """Return the derivative of the mean label by ``w``: a graph of the classes, as a Laplacian."""
-    classes = len(multipliers)
+def _split_mass(rows: Minimizers, weights: Tensor, classes: int) -> Vector:
+    """Return the weight of the rows split between every two classes, ``(K, K)``."""
     split = (rows.share > 0) & (rows.share < 1)
     edges = rows.steep[split] * classes + rows.flat[split]
     counted = torch.bincount(edges, weights[split], classes**2).double().cpu().numpy()
-    mass = counted.reshape(classes, classes)
+    mass: Vector = counted.reshape(classes, classes)
+    return mass
+
+
+def _laplacian(mass: Vector, multipliers: Vector) -> Vector:
+    """Return the derivative of the mean label by ``w``: edges of weight ``mass/(w_k - w_l)²``."""
     apart = multipliers - multipliers[:, None]
     graph = np.divide(mass, apart**2, out=np.zeros_like(mass), where=mass > 0)
     graph += graph.T

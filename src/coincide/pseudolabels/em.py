@@ -56,6 +56,10 @@ class TensorSweep:
         del tolerance
         scale = torch.from_numpy(multipliers).to(self.labels)
         self.labels = solve_rows(self._probs, self.labels * scale)
+        return self._mean()
+
+    def _mean(self) -> Vector:
+        """Return ``Σ_i ω_i y_i``."""
         mean: Vector = (self._weights.double() @ self.labels.double()).cpu().numpy()
         return mean
 
@@ -106,7 +110,8 @@ class ExpectationMaximization:
         tolerance = max(_LEAST_TOLERANCE, _SHARE_OF_MOVE * state.will_move)
         mean_label = state.sweeper.sweep(multipliers, tolerance) + problem.held
         moved = _moved(problem, state.mean_label, mean_label)
-        return EMState(state.sweeper, mean_label, moved, moved * min(1.0, moved / state.moved))
+        falling = min(1.0, moved / state.moved) if state.moved > 0 else 0.0
+        return EMState(state.sweeper, mean_label, moved, moved * falling)
 
 
 def _moved(problem: Problem, before: Vector, after: Vector) -> float:
@@ -114,7 +119,7 @@ def _moved(problem: Problem, before: Vector, after: Vector) -> float:
     with np.errstate(divide="ignore", invalid="ignore"):
         change = np.log(after / before)
     squared = problem.fairness / 2 * float(problem.prior @ (change * change))
-    return squared**0.5 if 0 < squared < float("inf") else float(np.finfo(float).tiny)
+    return squared**0.5 if np.isfinite(squared) else 0.0
 
 
 def solve_rows(probs: Tensor, coefficients: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ class InteriorPointState:
     relative: Vector  # differences that steer the rows would lose their last digits
     kernels: RowKernels
     tol: float
+    mass: float  # of the free rows
     expected_gap: float = float("inf")
     stalled: bool = False
 
@@ -100,7 +101,9 @@ class InteriorPoint:
         pull = problem.descent(y) + problem.at_rows(multipliers - multipliers.max())
         zeta = 1 + pull.amax(1, keepdim=True) - pull
         kernels = problem.kernels()
-        state = InteriorPointState(kernels.load(y, zeta), 0.0, multipliers, kernels, tol)
+        state = InteriorPointState(
+            kernels.load(y, zeta), 0.0, multipliers, kernels, tol, problem.mass()
+        )
         state.set_multipliers(0.0, multipliers)
         return state
 
@@ -121,7 +124,7 @@ class InteriorPoint:
         # Σ ω (y + αΔy)(ζ + αΔζ) with Δζ/ζ = -1 - Δy/y
         now = factors.complementarity
         ahead = (1 - length) * now - length**2 * (affine.first + affine.second)
-        mean = now / (arrays.y.shape[1] * float(problem.weights.sum()))
+        mean = now / (arrays.y.shape[1] * state.mass)
         target = mean * min(1.0, max(ahead / now, 0.0)) ** _CENTERING_POWER
         # Closer to the boundary than the tolerance asks, rounding would be all that moves.
         floor = max(_SHARE_OF_TOL * state.tol, _ROUNDING * (1 + problem.fairness))

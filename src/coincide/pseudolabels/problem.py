@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from coincide.pseudolabels.kernels import RowKernels, dual_values, row_kernels
+from coincide.pseudolabels.kernels.shared_rows import NoRows, SharedRows, Sums
 from coincide.pseudolabels.objectives import Objective, Vector
 
 
@@ -47,6 +48,8 @@ class Problem:
         What the known rows add to the mean row loss.
     guess : array of shape (K,), float64, optional
         Multipliers of a similar problem, where a solver of the dual starts.
+    sums : Sums, optional
+        Over the processes that hold the other rows.
     """
 
     probs: Tensor
@@ -58,6 +61,20 @@ class Problem:
     held: Vector
     held_loss: float = 0.0
     guess: Vector | None = None
+    sums: Sums | None = None
+
+    def summed(self, vector: Vector) -> Vector:
+        """Return the sum of a vector over the processes that hold rows."""
+        return vector if self.sums is None else self.sums.sum(vector)
+
+    def total(self, values: Tensor) -> float:
+        """Return ``Σ_i ω_i values_i`` over the free rows of all processes."""
+        own = float(self.weights.double() @ values.double())
+        return own if self.sums is None else float(self.sums.sum(np.array([own]))[0])
+
+    def mass(self) -> float:
+        """Return the share of the free rows of all processes."""
+        return self.total(torch.ones_like(self.weights))
 
     def to(self, dtype: torch.dtype) -> Problem:
         """Return the problem with its rows in another precision."""
@@ -70,7 +87,10 @@ class Problem:
     def kernels(self) -> RowKernels:
         """Return the interior point's kernels for these rows."""
         rows = self.probs if self.objective.collision else self.finite_logs()
-        return row_kernels(self.backend, rows, self.weights, collision=self.objective.collision)
+        own: RowKernels = NoRows(len(self.prior))
+        if len(rows):
+            own = row_kernels(self.backend, rows, self.weights, collision=self.objective.collision)
+        return own if self.sums is None else SharedRows(own, self.sums)
 
     def at_rows(self, vector: Vector) -> Tensor:
         """Return a K-vector as it stands beside the entries of ``probs``."""
@@ -79,7 +99,7 @@ class Problem:
     def mean_label(self, labels: Tensor) -> Vector:
         """Return ``ȳ``, known rows included."""
         free: Vector = (self.weights.double() @ labels.double()).cpu().numpy()
-        return free + self.held
+        return self.summed(free) + self.held
 
     def multipliers(self, mean_label: Vector) -> Vector:
         """Return ``w = -Φ'(ȳ)``."""
@@ -104,7 +124,10 @@ class Problem:
     def finite_logs(self) -> Tensor:
         """Return ``ln σ`` with a cost for ``σ = 0`` that no fairness can outweigh."""
         logs = self.probs.log()
-        lowest = logs[torch.isfinite(logs)].min()
+        finite = logs[torch.isfinite(logs)]
+        lowest = float(finite.min()) if len(finite) else float("inf")
+        if self.sums is not None:
+            lowest = self.sums.least(lowest)
         reach = self.fairness * (1 - float(np.log(self.prior[self.prior > 0]).min()))
         return torch.where(torch.isfinite(logs), logs, lowest - 10 * (1 + reach))
 
@@ -124,7 +147,7 @@ class Problem:
 
     def value(self, labels: Tensor) -> float:
         """Return the objective at ``labels``."""
-        loss = float(self.weights.double() @ self.row_losses(labels).double())
+        loss = self.total(self.row_losses(labels))
         fairness = self.objective.coupling.value(self.mean_label(labels), self.prior, self.fairness)
         return loss + fairness + self.held_loss
 
@@ -134,7 +157,7 @@ class Problem:
             self.backend, self.probs, multipliers, collision=self.objective.collision
         )
         conjugate = self.objective.coupling.conjugate(multipliers, self.prior, self.fairness)
-        free = float(self.weights.double() @ rows)
+        free = self.total(rows)
         return free - float(multipliers @ self.held) - conjugate + self.held_loss
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coincide.pseudolabels.kernels.shared_rows import Sums
 from coincide.pseudolabels.objectives import OBJECTIVES, ForwardKL, Vector
 from coincide.pseudolabels.problem import Problem
 
@@ -72,6 +73,7 @@ def reduce_problem(
     known: Tensor | None = None,
     weights: Tensor | None = None,
     guess: Vector | None = None,
+    sums: Sums | None = None,
 ) -> Reduction:
     """Return the problem over the free rows and the allowed classes.
 
@@ -90,6 +92,8 @@ def reduce_problem(
         Non-negative, not all zero.
     guess : array of shape (K,), float64, optional
         Multipliers to start from.
+    sums : Sums, optional
+        Over the processes that hold the other rows.
 
     Raises
     ------
@@ -97,10 +101,7 @@ def reduce_problem(
         If a known row or a whole prediction lies on classes that the prior forbids.
     """
     n_rows, n_classes = probs.shape
-    if weights is None:
-        shares = probs.new_full((n_rows,), 1 / n_rows)
-    else:
-        shares = (weights.double() / weights.double().sum()).to(probs.dtype)
+    shares = _shares(n_rows, probs, weights, sums)
     all_shares = shares
     held: Vector = np.zeros(n_classes)
     held_loss = 0.0
@@ -112,6 +113,8 @@ def reduce_problem(
         np.add.at(held, ids.cpu().numpy(), mass.cpu().numpy())
         held_loss = float(mass @ -probs[rows, ids].double().log())
         probs, shares = probs[free], shares[free]
+    if sums is not None:
+        held, (held_loss,) = sums.sum(held), sums.sum(np.array([held_loss]))
     classes = None
     forbidden = prior == 0
     if isinstance(OBJECTIVES[objective].coupling, ForwardKL) and fairness > 0 and forbidden.any():
@@ -139,7 +142,16 @@ def reduce_problem(
         OBJECTIVES[objective],
         backend,
         held,
-        held_loss,
+        float(held_loss),
         guess,
+        sums,
     )
     return Reduction(problem, all_shares, known, free, classes, n_classes)
+
+
+def _shares(n_rows: int, probs: Tensor, weights: Tensor | None, sums: Sums | None) -> Tensor:
+    """Return every row's share of the weight of all rows, in the dtype of the predictions."""
+    mass = probs.new_ones(n_rows, dtype=torch.float64) if weights is None else weights.double()
+    own = np.array([float(mass.sum())])
+    whole = own if sums is None else sums.sum(own)
+    return (mass / float(whole[0])).to(probs.dtype)

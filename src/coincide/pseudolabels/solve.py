@@ -23,6 +23,7 @@ from coincide._checks import (
     check_real,
     parameter_message,
 )
+from coincide.pseudolabels.accelerated_em import AcceleratedEM
 from coincide.pseudolabels.active_set import ActiveSet
 from coincide.pseudolabels.em import ExpectationMaximization
 from coincide.pseudolabels.interior_point import InteriorPoint
@@ -40,6 +41,7 @@ SOLVERS: dict[str, Solver] = {
     "active-set": ActiveSet(),
     "interior-point": InteriorPoint(),
     "em": ExpectationMaximization(),
+    "accelerated-em": AcceleratedEM(),
     "projected-gradient": ProjectedGradient(),
     "closed-form": ClosedForm(),
     "sinkhorn": Sinkhorn(),

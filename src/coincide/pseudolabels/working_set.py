@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from coincide.pseudolabels.kernels import RowKernels, candidate_kernels, near_ca
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Problem
 
-_LEAST_SLACK, _WIDER = 1e-6, 10.0  # where no row has a second class within the slack asked for
+_LEAST_SLACK, _WIDER = 1e-6, 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,12 @@ class WorkingSet(Problem):
             self.backend, self.probs, self.weights, self.classes, len(self.prior)
         )
 
+    @property
+    def can_move(self) -> bool:
+        """Whether some row is open and every class of the prior has mass, or can get it."""
+        reached = torch.bincount(self.classes.flatten(), minlength=len(self.prior)).cpu().numpy()
+        return len(self.rows) > 0 and bool(((reached + self.held > 0) | (self.prior == 0)).all())
+
     def at_rows(self, vector: Vector) -> Tensor:
         """Return a K-vector as it stands beside the candidates."""
         return torch.from_numpy(vector).to(self.probs)[self.classes]
@@ -73,6 +80,9 @@ class WorkingSet(Problem):
 def working_set(problem: Problem, point: Point, slack: float, most: int) -> WorkingSet:
     """Return the rows with a second class within ``slack`` of their envelope.
 
+    Where no row has one, or some class would stay empty at an infinite loss, the slack grows and
+    the candidates double until the working set can move.
+
     Parameters
     ----------
     problem : Problem
@@ -80,22 +90,21 @@ def working_set(problem: Problem, point: Point, slack: float, most: int) -> Work
     point : Point
         Multipliers, and the rows' answer to them.
     slack : float
-        In units of the row loss. Widened until some row is open: with none, nothing can move.
+        In units of the row loss.
     most : int
         Candidates a row may have: the nearest.
     """
-    answer = point.rows
-    most = min(most, problem.probs.shape[1])
-    rows, classes = near_candidates(
-        problem.backend, problem.probs, point.multipliers, answer, slack=slack, most=most
-    )
-    while not len(rows) and most > 1:
-        slack = _WIDER * max(_LEAST_SLACK, slack)
-        rows, classes = near_candidates(
+    answer, classes = point.rows, problem.probs.shape[1]
+    settled = torch.where(answer.share >= 0.5, answer.steep, answer.flat)
+    while True:
+        most = min(most, classes)
+        rows, candidates = near_candidates(
             problem.backend, problem.probs, point.multipliers, answer, slack=slack, most=most
         )
-    settled = torch.where(answer.share >= 0.5, answer.steep, answer.flat)
-    return _restrict(problem, rows, classes, settled)
+        found = _restrict(problem, rows, candidates, settled)
+        if found.can_move or (most == classes and slack == np.inf):
+            return found
+        slack, most = _WIDER * max(_LEAST_SLACK, slack), 2 * most
 
 
 def _restrict(problem: Problem, rows: Tensor, classes: Tensor, settled: Tensor) -> WorkingSet:

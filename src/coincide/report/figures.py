@@ -11,19 +11,23 @@ from __future__ import annotations
 import html
 import io
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from coincide.report.confusion import Confusion
 from coincide.report.projection import Projection
-from coincide.report.words import compact, counted
+from coincide.report.words import compact, counted, whole
 
 # Ten hues of which any two stay apart (OKLab) under normal, deuteranope, protanope and tritanope
 # vision, each with a contrast of at least 2.4 on white and on the page's dark ground.
@@ -52,8 +56,20 @@ ROLES = {
 }
 
 WIDTH = 400  # user units; the page scales the figure to its column
+WIDE = 820  # of a figure across both columns, which CSS lets scroll where they are narrow
+MAX_NUMBERED_CLASSES = 12  # of a confusion matrix with numbers in its cells
 RASTER_DPI = 200
 FONT_SIZE = 11
+
+
+@dataclass(frozen=True)
+class Plate:
+    """One figure of the page with its heading and caption."""
+
+    heading: str
+    drawing: Markup
+    caption: str
+    is_wide: bool = False
 
 
 def cluster_color(cluster: int) -> str:
@@ -169,13 +185,11 @@ def loss_curve(curves: Sequence[tuple[Sequence[float], Sequence[float]]], kept: 
         axes.plot(epochs, losses, color=MUTED, linewidth=1, alpha=0.7, marker=_dot(losses))
     epochs, losses = curves[kept]
     axes.plot(epochs, losses, color=ACCENT, linewidth=2, marker=_dot(losses), markersize=6)
-    axes.set_xlabel("epoch")
     _name_heights(axes, "loss")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    _epoch_axis(axes)
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_formatter(_plain_numbers())
-    axes.margins(x=0.02, y=0.08)
-    axes.grid(axis="y", color=RULE, linewidth=1)
+    axes.margins(y=0.08)
     return _svg(
         figure,
         "loss",
@@ -211,6 +225,127 @@ def restarts(names: Sequence[str], objectives: Sequence[float], kept: int) -> Ma
     )
 
 
+@_own_style()
+def share_range(
+    epochs: Sequence[float], least: Sequence[float], largest: Sequence[float], n_clusters: int
+) -> Markup:
+    """Draw the shares of the smallest and of the largest cluster by epoch."""
+    figure, axes = _canvas(226)
+    axes.fill_between(epochs, least, largest, color=ACCENT, alpha=0.18, linewidth=0)
+    for shares in (least, largest):
+        axes.plot(epochs, shares, color=ACCENT, linewidth=1.5, marker=_dot(shares))
+    axes.axhline(1 / n_clusters, color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
+    _name_heights(axes, "share of rows")
+    _epoch_axis(axes)
+    axes.set_ylim(0, 1.08 * max(*largest, 1 / n_clusters))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    return _svg(
+        figure,
+        "shares",
+        f"Shares of the smallest and the largest of {n_clusters} clusters over"
+        f" {counted(len(epochs), 'epoch')}; in the last, {least[-1]:.1%} and {largest[-1]:.1%}.",
+    )
+
+
+@_own_style()
+def live_clusters(epochs: Sequence[float], live: Sequence[float], n_clusters: int) -> Markup:
+    """Draw how many clusters had rows in each epoch."""
+    figure, axes = _canvas(226)
+    axes.plot(epochs, live, color=ACCENT, linewidth=2, drawstyle="steps-mid")
+    _name_heights(axes, "clusters")
+    _epoch_axis(axes)
+    axes.set_ylim(0, 1.08 * n_clusters)
+    _count_axis(axes)
+    return _svg(
+        figure,
+        "live",
+        f"Clusters in use over {counted(len(epochs), 'epoch')}, from {whole(live[0])} to"
+        f" {whole(live[-1])} of {whole(n_clusters)}.",
+    )
+
+
+@_own_style()
+def confusion(table: Confusion) -> Markup:
+    """Draw classes by clusters, each cell as deep as its share of the class.
+
+    Small tables have the shares in their cells; every cell tells its count to a resting pointer.
+    """
+    C, K = table.counts.shape
+    numbered = is_small(table)
+    names = [_tick_name(name, 10 if numbered else 18) for name in table.classes]
+    letter = 8.6 if numbered else 5.2  # user units, on a phone
+    width = WIDTH if numbered else WIDE
+    left = 12 + letter * max(len(name) for name in names)
+    cell = min((width - left - 10) / K, 34 if numbered else 16)
+    height = round(max(cell, 12) * C) + 76
+    figure, axes = _canvas(height, margins=(left, 10, 28, 48), width=width)
+    shares = table.counts / np.maximum(table.counts.sum(axis=1, keepdims=True), 1)
+    axes.add_patch(Rectangle((0, 0), K, C, facecolor=RULE, alpha=0.35))
+    for row, column in np.argwhere(table.counts).tolist():
+        share = float(shares[row, column])
+        # Words in the cells stay readable on the deepest color.
+        alpha = share * (0.55 if numbered else 1)
+        patch = Rectangle((column, row), 1, 1, facecolor=ACCENT, alpha=alpha, clip_on=False)
+        patch.set_gid(f"cell-{row}-{column}")
+        axes.add_patch(patch)
+        if numbered and share >= 0.005:
+            axes.text(
+                *(column + 0.5, row + 0.5),
+                f"{100 * share:.0f}",
+                color=INK,
+                size=FONT_SIZE,
+                ha="center",
+                va="center_baseline",
+            )
+    for place in range(min(C, K)):
+        axes.add_patch(Rectangle((place, place), 1, 1, fill=False, edgecolor=MUTED, clip_on=False))
+    axes.set(xlim=(0, K), ylim=(C, 0), xlabel="cluster")
+    axes.spines["bottom"].set_visible(False)
+    axes.set_xticks(np.arange(K) + 0.5, [str(cluster) for cluster in table.clusters])
+    axes.set_yticks(np.arange(C) + 0.5, names, parse_math=False)
+    _name_heights(axes, "class")
+    drawing = _svg(
+        figure,
+        "confusion",
+        f"Confusion matrix: how many rows of each class ({C}) went to each cluster ({K}).",
+    )
+    return _with_counts(drawing, table)
+
+
+def is_small(table: Confusion) -> bool:
+    """Whether a confusion matrix has room for numbers in its cells."""
+    return max(len(table.classes), len(table.clusters)) <= MAX_NUMBERED_CLASSES
+
+
+def _with_counts(drawing: Markup, table: Confusion) -> Markup:
+    """Give each cell of a drawn confusion matrix its count, as the title browsers show."""
+    totals = table.counts.sum(axis=1)
+
+    def titled(cell: re.Match[str]) -> str:
+        row, column = int(cell[1]), int(cell[2])
+        words = (
+            f"{table.classes[row]} in cluster {table.clusters[column]}:"
+            f" {whole(table.counts[row, column])} of {whole(totals[row])}"
+        )
+        return f"<g><title>{html.escape(words)}</title>"
+
+    return Markup(re.sub(r'<g id="confusion-cell-(\d+)-(\d+)">', titled, drawing))
+
+
+def _tick_name(name: str, length: int) -> str:
+    """Return a name of the user's as one short line that Matplotlib can set."""
+    line = " ".join(name.encode("utf-8", "backslashreplace").decode().split())
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def _epoch_axis(axes: Axes) -> None:
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.margins(x=0.02)
+    axes.grid(axis="y", color=RULE, linewidth=1)
+
+
 def _dot(losses: Sequence[float]) -> str:
     """Return the marker of a curve: a dot if one point is all there is, and no line shows."""
     return "o" if len(losses) == 1 else ""
@@ -222,17 +357,19 @@ def _plain_numbers() -> FuncFormatter:
 
 
 def _canvas(
-    height: int, margins: tuple[float, float, float, float] = (46, 10, 28, 48)
+    height: int,
+    margins: tuple[float, float, float, float] = (46, 10, 28, 48),
+    width: int = WIDTH,
 ) -> tuple[Figure, Axes]:
-    """Return a figure :data:`WIDTH` wide with one axes, its margins left, right, top, bottom."""
+    """Return a figure with one axes, its margins left, right, top, bottom."""
     left, right, top, bottom = margins
-    figure = Figure(figsize=(WIDTH / 72, height / 72))
+    figure = Figure(figsize=(width / 72, height / 72))
     figure.patch.set_visible(False)
     axes = figure.add_axes(
         (
-            left / WIDTH,
+            left / width,
             bottom / height,
-            1 - (left + right) / WIDTH,
+            1 - (left + right) / width,
             1 - (top + bottom) / height,
         )
     )
@@ -268,7 +405,10 @@ def _count_axis(axes: Axes) -> None:
 def _svg(figure: Figure, name: str, description: str) -> Markup:
     """Return the figure as one ``<svg>`` element, named in every id and described in words."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", dpi=RASTER_DPI, metadata={"Date": None})
+    with warnings.catch_warnings():
+        # The words are set in the reader's fonts, which may well have what Matplotlib's lack.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(buffer, format="svg", dpi=RASTER_DPI, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -9,17 +9,18 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
-from markupsafe import Markup
 
 from coincide.report import figures
+from coincide.report.confusion import MAX_CLASSES, Confusion, read_confusion
+from coincide.report.figures import Plate
+from coincide.report.gallery import Gallery, read_gallery
+from coincide.report.gallery_cards import gallery_cards
 from coincide.report.labels import Extremes, LabelSummary, summarize_labels
 from coincide.report.projection import Projection, read_projection
 from coincide.report.run_folder import (
@@ -31,9 +32,12 @@ from coincide.report.run_folder import (
     records,
     write_text,
 )
+from coincide.report.training import read_starts, training_plates
 from coincide.report.words import MISSING, compact, counted, decimal, seconds, share, whole
 
 Pairs = list[tuple[str, str]]
+
+MAX_SKIPPED = 20  # named on the page
 
 
 @dataclass(frozen=True)
@@ -43,15 +47,6 @@ class KeyFigure:
     name: str
     value: str
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Plate:
-    """One figure of the page with its heading and caption."""
-
-    heading: str
-    drawing: Markup
-    caption: str
 
 
 @dataclass(frozen=True)
@@ -70,8 +65,8 @@ def write_report(folder: str | Path) -> Path:
     Parameters
     ----------
     folder : path
-        Holds ``metrics.json``, ``labels.csv`` or ``labels.parquet``, and ``projection.csv`` if
-        the page is to show one.
+        Holds ``metrics.json``, ``labels.csv`` or ``labels.parquet``, and ``projection.csv`` and
+        ``gallery/`` if the page is to show them.
 
     Returns
     -------
@@ -105,16 +100,22 @@ def write_report(folder: str | Path) -> Path:
     K = _n_clusters(metrics)
     labels = summarize_labels(folder, K)
     view = read_projection(folder, K)
+    gallery = read_gallery(folder, K)
+    table = read_confusion(metrics, K)
     source = part(metrics, "source", {})
     name = str(source.get("name") or folder.resolve().name)
+    noun = "row" if gallery is None else "image"
+    n_skipped, skipped = _skipped(metrics)
     text = _template().render(
         name=name,
         title=f"{name}: {counted(K, 'cluster')}",
-        summary=_summary(source, labels),
-        warnings=_warnings(metrics, labels),
-        key_figures=_key_figures(metrics, source, labels),
+        summary=_summary(source, labels, noun),
+        warnings=_warnings(metrics, labels, gallery),
+        key_figures=_key_figures(metrics, source, labels, noun),
         scores=_scores(metrics),
+        scores_note=_scores_note(metrics),
         has_kmeans=bool(part(metrics, "kmeans", {})),
+        confusion=None if table is None else _confusion_plate(table),
         projection=None if view is None else _projection_plate(view, labels),
         sizes=_sizes_plate(labels),
         certainty=_certainty_plates(labels),
@@ -122,7 +123,11 @@ def write_report(folder: str | Path) -> Path:
             ("Least certain", "Worth a look by eye.", _rows(labels.least_certain)),
             ("Most certain", "The clearest members of their clusters.", _rows(labels.most_certain)),
         ],
-        training=_training_plates(metrics),
+        gallery=None if gallery is None else gallery_cards(gallery, labels),
+        training=training_plates(metrics, K),
+        starts=read_starts(metrics),
+        n_skipped=n_skipped,
+        skipped=skipped,
         command=shlex.join(str(word) for word in part(metrics, "command", [])),
         details=_details(metrics, source),
         created=str(metrics.get("created") or ""),
@@ -152,19 +157,21 @@ def _n_clusters(metrics: dict[str, Any]) -> int:
     return value
 
 
-def _summary(source: dict[str, Any], labels: LabelSummary) -> str:
-    """Say in plain words what was done."""
+def _summary(source: dict[str, Any], labels: LabelSummary, noun: str) -> str:
+    """Say in plain words what was done with the rows, by the noun they go by."""
     features = number(source.get("features"))
     of = f" of {counted(features, 'feature')}" if math.isfinite(features) else ""
     return (
-        f"{counted(labels.n_rows, 'row')}{of}, sorted into {counted(labels.n_clusters, 'cluster')}."
-        f" Each row has a probability for its cluster: {share(labels.mean_confidence)} on average."
+        f"{counted(labels.n_rows, noun)}{of}, sorted into {counted(labels.n_clusters, 'cluster')}."
+        f" Each {noun} has a probability for its cluster: {share(labels.mean_confidence)} on"
+        " average."
     )
 
 
-def _warnings(metrics: dict[str, Any], labels: LabelSummary) -> list[str]:
+def _warnings(metrics: dict[str, Any], labels: LabelSummary, gallery: Gallery | None) -> list[str]:
     """Return the run's own warnings, and what the files of the folder disagree about."""
-    warnings = [str(warning) for warning in part(metrics, "warnings", [])]
+    own = [*part(metrics, "signs", []), *part(metrics, "warnings", [])]
+    warnings = list(dict.fromkeys(map(str, own)))
     if metrics.get("converged") is False and not warnings:
         warnings.append(
             "The fit stopped before it had converged. More epochs may give better clusters."
@@ -181,11 +188,18 @@ def _warnings(metrics: dict[str, Any], labels: LabelSummary) -> list[str]:
             f"{METRICS} and the labels file give different cluster sizes: they may come from"
             " different runs. This page follows the labels file."
         )
+    if gallery is not None and any(
+        cluster.size != labels.sizes[cluster.cluster] for cluster in gallery.clusters
+    ):
+        warnings.append(
+            "The gallery and the labels file give different cluster sizes: they may come from"
+            " different runs."
+        )
     return warnings
 
 
 def _key_figures(
-    metrics: dict[str, Any], source: dict[str, Any], labels: LabelSummary
+    metrics: dict[str, Any], source: dict[str, Any], labels: LabelSummary, noun: str
 ) -> list[KeyFigure]:
     """Return the numbers at the top; those the run did not give are left out."""
     K = labels.n_clusters
@@ -195,7 +209,7 @@ def _key_figures(
     timings = [number(value) for value in part(metrics, "timings", {}).values()]
     timings = [value for value in timings if math.isfinite(value)]
     figures_ = [
-        KeyFigure("Rows", whole(labels.n_rows)),
+        KeyFigure(f"{noun.capitalize()}s", whole(labels.n_rows)),
         KeyFigure("Features", whole(features) if math.isfinite(features) else MISSING),
         KeyFigure("Clusters", whole(K), f"{whole(empty)} empty" if empty else "none empty"),
         KeyFigure(
@@ -237,6 +251,17 @@ def _scores(metrics: dict[str, Any]) -> list[Score]:
         best = int(sign * pair[1] > sign * pair[0]) if comparable else None
         lines.append(Score(name, meaning, tuple(show(value) for value in pair), best))
     return lines
+
+
+def _scores_note(metrics: dict[str, Any]) -> str:
+    """Say what the classes were used for."""
+    fraction = number(part(metrics, "training", {}).get("labeled_fraction"))
+    if fraction > 0:
+        return (
+            f"The training knew the classes of {100 * fraction:.3g}% of the rows; the scores count"
+            " all that have a class."
+        )
+    return "The classes were used for this evaluation only; the clusters were found without them."
 
 
 def _projection_plate(view: Projection, labels: LabelSummary) -> Plate:
@@ -311,57 +336,29 @@ def _rows(extremes: Extremes) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def _training_plates(metrics: dict[str, Any]) -> list[Plate]:
-    """Return the loss by epoch and the objectives of the restarts, where the run gave them."""
-    restarts = records(metrics, "restarts")
-    finished = [
-        (f"restart {n}", objective)
-        for n, restart in enumerate(restarts, start=1)
-        if math.isfinite(objective := number(restart.get("objective")))
-    ]
-    objectives = [objective for _, objective in finished]
-    plates = []
-    curves = _curves(records(metrics, "history"))
-    if curves:
-        # The history may hold only the restart that was kept.
-        matched = len(curves) == len(finished) == len(restarts)
-        kept = int(np.argmin(objectives if matched else [losses[-1] for _, losses in curves]))
-        caption = f"The training loss of each epoch{_last_epoch(metrics)}."
-        if len(curves) > 1:
-            caption += " The restart that was kept is in color, the others are in gray."
-        plates.append(Plate("Loss", figures.loss_curve(curves, kept), caption))
-    if len(finished) > 1:
-        kept = int(np.argmin(objectives))
-        caption = (
-            f"{counted(len(restarts), 'restart')} from different seeds; the filled dot has the"
-            " lowest objective and was kept. They differ by"
-            f" {decimal(max(objectives) - min(objectives), 2)} at most."
-        )
-        if failed := len(restarts) - len(finished):
-            caption += f" {counted(failed, 'restart')} ended without an objective."
-        names = [name for name, _ in finished]
-        plates.append(Plate("Restarts", figures.restarts(names, objectives, kept), caption))
-    return plates
+def _confusion_plate(table: Confusion) -> Plate | None:
+    """Return the confusion matrix, None if its cells would be too many to see."""
+    if max(table.counts.shape) > MAX_CLASSES:
+        return None
+    small = figures.is_small(table)
+    shade = "Numbers are percent of the class" if small else "The deeper, the larger its share"
+    return Plate(
+        "Classes and clusters",
+        figures.confusion(table),
+        "Where the rows of each class went: a line is a class, a column a cluster. The clusters are"
+        f" matched to the classes at best; matched pairs are outlined. {shade}; rest the pointer on"
+        " a cell for its count.",
+        is_wide=not small,
+    )
 
 
-def _last_epoch(metrics: dict[str, Any]) -> str:
-    """Say how many clusters were in use at the end of the only history there is."""
-    history = records(metrics, "history")
-    live = number(history[-1].get("live_clusters"))
-    if not math.isfinite(live) or len({entry.get("restart") for entry in history}) > 1:
-        return ""
-    return f"; in the last one, {counted(live, 'cluster')} had rows"
-
-
-def _curves(history: Sequence[dict[str, Any]]) -> list[tuple[list[float], list[float]]]:
-    """Return (epochs, losses) of each restart that has a finite loss, in their order."""
-    curves = []
-    for _, epochs in groupby(history, key=lambda entry: entry.get("restart")):
-        points = [(number(entry.get("epoch")), number(entry.get("loss"))) for entry in epochs]
-        points = [point for point in points if all(map(math.isfinite, point))]
-        if points:
-            curves.append(([x for x, _ in points], [y for _, y in points]))
-    return curves
+def _skipped(metrics: dict[str, Any]) -> tuple[int, Pairs]:
+    """Return how many entries of the source were left out, and the first with the reasons."""
+    pairs = part(metrics, "skipped", [])
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2):
+            raise ValueError(f"'skipped' in {METRICS} must be a list of pairs [name, reason].")
+    return len(pairs), [(str(name), str(reason)) for name, reason in pairs[:MAX_SKIPPED]]
 
 
 def _details(metrics: dict[str, Any], source: dict[str, Any]) -> list[tuple[str, Pairs]]:
@@ -372,6 +369,7 @@ def _details(metrics: dict[str, Any], source: dict[str, Any]) -> list[tuple[str,
     groups = [
         ("Source", _pairs(source.items())),
         ("Parameters", _pairs(parameters.items())),
+        ("Training", _pairs(part(metrics, "training", {}).items())),
         (
             "Timings",
             [

@@ -22,6 +22,7 @@ LABELS_PARQUET = "labels.parquet"
 METRICS = "metrics.json"
 PROJECTION = "projection.csv"
 REPORT = "report.html"
+GALLERY = "gallery"  # a folder
 
 SCHEMA = 1  # of metrics.json; a page that meets another number says so
 

@@ -1,9 +1,5 @@
-"""The training loop, and what configures it."""
+"""Training: configuration, the one loop, checkpoints, ranks, restarts.
 
-from __future__ import annotations
-
-from coincide.training.collapse import signs_of_collapse
-from coincide.training.config import TrainingConfig
-from coincide.training.loop import EpochRecord, Trainer
-
-__all__ = ["EpochRecord", "Trainer", "TrainingConfig", "signs_of_collapse"]
+Its parts are imported by name (``coincide.training.loop``), so that the configuration can be read
+without loading PyTorch.
+"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +14,32 @@ _HIGH = 0.5  # loss relative to ln K
 _NAMED = 5
 
 
+class Advice(NamedTuple):
+    """What to try, in the words of those who can try it."""
+
+    empty: str
+    shared: str
+    stuck: str
+
+
+VECTOR_ADVICE = Advice(
+    empty="Try fewer clusters, more restarts (n_init), or a larger fairness.",
+    shared="There may be fewer clusters in the data; try fewer, or more restarts (n_init).",
+    stuck="Try a smaller weight_decay, another learning_rate, or another scaling.",
+)
+IMAGE_ADVICE = Advice(
+    empty="Try a larger fairness (it is relative to the mean loss), fewer clusters, or more starts.",
+    shared="There may be fewer clusters in the images; try fewer, more starts, or another view.",
+    stuck="Try another learning_rate, a smaller weight_decay, or a weaker view.",
+)
+
+
 def signs_of_collapse(
     sizes: NDArray[np.int64],
     products: NDArray[np.float64],
     prior: NDArray[np.float64],
     losses: Sequence[float],
+    advice: Advice = VECTOR_ADVICE,
 ) -> list[str]:
     """Return a sentence for every sign of collapse, with the way out.
 
@@ -31,6 +53,8 @@ def signs_of_collapse(
         Expected shares; a cluster of prior 0 may be empty.
     losses : sequence of float
         Mean loss of each epoch.
+    advice : Advice
+        The way out that each sentence names.
 
     Returns
     -------
@@ -41,23 +65,18 @@ def signs_of_collapse(
     dead = np.flatnonzero((sizes == 0) & (prior > 0))
     if len(dead):
         signs.append(
-            f"{len(dead)} of {len(sizes)} clusters are empty ({_listed(dead)}). Try fewer clusters,"
-            " more restarts (n_init), or a larger fairness."
+            f"{len(dead)} of {len(sizes)} clusters are empty ({_listed(dead)}). {advice.empty}"
         )
     norms = np.sqrt(np.diag(products))
     cosine = products / np.maximum(np.outer(norms, norms), np.finfo(float).tiny)
     pairs = [f"{a} and {b}" for a, b in np.argwhere(np.triu(cosine > _SHARED, 1))]
     if pairs:
-        signs.append(
-            f"Clusters share their rows: {_listed(pairs)}. There may be fewer clusters in the data;"
-            " try fewer, or more restarts (n_init)."
-        )
+        signs.append(f"Clusters share their rows: {_listed(pairs)}. {advice.shared}")
     stuck = len(losses) > 1 and losses[-1] > _UNMOVED * losses[0]
     if stuck and losses[-1] > _HIGH * np.log(len(sizes)):
         signs.append(
             f"The loss did not fall: {losses[-1]:.3f}, where ln {len(sizes)} is"
-            f" {np.log(len(sizes)):.3f}. Try a smaller weight_decay, another learning_rate, or"
-            " another scaling."
+            f" {np.log(len(sizes)):.3f}. {advice.stuck}"
         )
     return signs
 

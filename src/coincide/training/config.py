@@ -1,33 +1,59 @@
-"""How a network is trained, in one frozen record."""
+"""How a network is trained, in one frozen record. Nothing here needs PyTorch."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("late-linear", "cosine", "constant")
+PRECISIONS = ("float32", "bfloat16")
 
 _LEAST_EPOCHS = 3
 _LEAST_STEPS = 120
 
 
+def _setting(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The settings of the loop.
+    """The settings of the loop; every field is an option of ``coincide train``.
 
     Attributes
     ----------
     batch_size : int
-        Rows a step; also the size of the pseudo-label problem.
+        Rows a step over all ranks; also the size of the pseudo-label problem.
+    optimizer : {"sgd", "adam", "adamw"}
     learning_rate, momentum, weight_decay : float
-        Of stochastic gradient descent; the learning rate falls linearly over the last quarter.
+        Of the optimizer; the momentum is that of SGD.
+    backbone_learning_rate : float or None
+        Of the backbone, where it differs from that of the head.
+    schedule : {"late-linear", "cosine", "constant"}
+        How the learning rate falls to 0: linearly over the last quarter, or along a cosine.
     max_epochs : int or None
         Passes over the data; None: at least 3 and at least 120 steps.
+    accumulate : int
+        Parts that a batch is cut into, each with a backward pass of its own: less memory.
+    precision : {"float32", "bfloat16"}
+        Of the network's products (autocast); losses and labels are always float32 or better.
+    known_weight : float
+        Of the cross-entropy of rows whose class is known.
     """
 
-    batch_size: int = 500
-    learning_rate: float = 0.3
-    momentum: float = 0.9
-    weight_decay: float = 0.1
-    max_epochs: int | None = None
+    batch_size: int = _setting(500, "rows a step, over all ranks")
+    optimizer: str = _setting("sgd", "sgd, adam or adamw")
+    learning_rate: float = _setting(0.3, "step length of the optimizer")
+    backbone_learning_rate: float | None = _setting(None, "another one for the backbone")
+    momentum: float = _setting(0.9, "of sgd")
+    weight_decay: float = _setting(0.1, "shrinkage of the weights")
+    schedule: str = _setting("late-linear", "late-linear, cosine or constant")
+    max_epochs: int | None = _setting(None, "passes over the data")
+    accumulate: int = _setting(1, "parts of a batch, each with its own backward pass")
+    precision: str = _setting("float32", "float32 or bfloat16")
+    known_weight: float = _setting(2.0, "weight of the cross-entropy of known classes")
 
     def steps_per_epoch(self, n_rows: int) -> int:
         """Return the number of batches, all of nearly the same size and none above the limit."""
@@ -38,3 +64,71 @@ class TrainingConfig:
         if self.max_epochs is not None:
             return self.max_epochs
         return max(_LEAST_EPOCHS, math.ceil(_LEAST_STEPS / self.steps_per_epoch(n_rows)))
+
+    def rate_share(self, progress: float) -> float:
+        """Return the learning rate relative to its start, after a share of all steps."""
+        if self.schedule == "constant":
+            return 1.0
+        if self.schedule == "cosine":
+            return (1 + math.cos(math.pi * progress)) / 2
+        return min(1.0, 4 * (1 - progress))
+
+
+@dataclass(frozen=True)
+class ImageTrainingConfig(TrainingConfig):
+    """The settings of training on images, end to end; every field is an option of the command.
+
+    The defaults are the paper's for networks from scratch (Table 3), but for the restarts.
+
+    Attributes
+    ----------
+    n_clusters : int or None
+        None: as many as there are classes.
+    method : str
+        A key of ``coincide.methods.METHODS``.
+    fairness, objective, solver : optional
+        Of the method, where it has them; None leaves it its own.
+    method_options : dict
+        Further fields of the method by name.
+    network : str
+        A name, ``module:function`` or ``path.py:function``, see
+        :func:`coincide.networks.build_image_network`; ``"auto"``: ``"small-conv"`` for images up
+        to 16 pixels wide, else ``"vgg4"``.
+    view : str
+        See :func:`coincide.data.image_views.build_image_view`.
+    labeled_fraction : float
+        Share of the labels that training may use, drawn evenly from the classes; 0 for none.
+    starts : int or None
+        Short starts, of which the best by loss goes on; None: 8 on small data, fewer on large.
+    start_epochs : int
+        Epochs between two halvings of the starts.
+    seed : int
+        Of all randomness.
+    device : str
+        ``"auto"`` takes a GPU if there is one.
+    channels_last, compile : bool
+        Memory format of the images, and ``torch.compile`` of the backbone.
+    """
+
+    batch_size: int = _setting(250, "images a step, over all ranks")
+    optimizer: str = _setting("adam", "sgd, adam or adamw")
+    learning_rate: float = _setting(1e-4, "step length of the optimizer")
+    weight_decay: float = _setting(0.01, "shrinkage of the weights")
+    max_epochs: int | None = _setting(50, "passes over the images")
+    n_clusters: int | None = _setting(None, "how many clusters (default: the number of classes)")
+    method: str = _setting("collision", "what is learned from a batch (see coincide info)")
+    fairness: float | None = _setting(None, "how strongly cluster sizes follow the prior")
+    objective: str | None = _setting(None, "cce+, cce or ce+kl")
+    solver: str | None = _setting(None, "how pseudo-labels are found")
+    method_options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "further settings of the method"}
+    )
+    network: str = _setting("auto", "small-conv, vgg4, resnet18, module:function, ...")
+    view: str = _setting("auto", "affine, standard, simclr, strong, none, ...")
+    labeled_fraction: float = _setting(0.0, "share of the labels that training may use")
+    starts: int | None = _setting(None, "short starts, of which the best by loss goes on")
+    start_epochs: int = _setting(12, "epochs between two halvings of the starts")
+    seed: int = _setting(0, "seed of all randomness")
+    device: str = _setting("auto", "auto, cpu, cuda, cuda:1, ...")
+    channels_last: bool = _setting(False, "lay images out with the channels last")
+    compile: bool = _setting(False, "compile the backbone (torch.compile)")

@@ -86,7 +86,7 @@ def _replace(q, y, lanes):
 @compiled
 def _improve(lanes, root, floor, tolerance):
     """Move ``ρ`` by a step of third order on ``1 - 1/F``; return how many rows were not close."""
-    one, half = root.dtype.type(1), root.dtype.type(0.5)
+    zero, one, half = root.dtype.type(0), root.dtype.type(1), root.dtype.type(0.5)
     least_factor = root.dtype.type(0.125)
     rounding = root.dtype.type(16 * np.finfo(root.dtype).eps)
     far = 0
@@ -101,8 +101,9 @@ def _improve(lanes, root, floor, tolerance):
         newton = excess * (lanes[_VALUE, j] * per_slope)
         bend = lanes[_BEND, j] * per_slope * (lanes[_VALUE, j] * per_slope) - one
         step = newton * (one + min(max(excess * bend, -half), one))
-        factor = max(one + step, least_factor) if lanes[_SLOPE, j] > floor * floor else one
-        # F >= 1 at the root of a row in which one class has all the coefficients, ρ = a/(1 + a).
+        # Without a slope no ρ places the mass: the leading class takes what is left over.
+        factor = max(one + step, least_factor) if lanes[_SLOPE, j] > floor * floor else zero
+        # At ρ = a/(1 + a) F is 1 at most.
         root[j] = max(floor, min(root[j] * factor, one - per_level))
     return far
 
@@ -140,7 +141,7 @@ def _give_leftover(y, lanes, floor, leading):
 
 
 @compiled
-def _sweep(tiles, q, weights, leading, y, masses, roots, changes, scale, tolerance, mean):
+def _sweep(tiles, q, weights, leading, y, masses, roots, placed, changes, scale, tolerance, mean):
     """Replace the labels ``y/mass`` by the M-step for ``c = scale · y/mass``; add ``Σ ω y``."""
     zero, one = q.dtype.type(0), q.dtype.type(1)
     eps = q.dtype.type(np.finfo(q.dtype).eps)
@@ -172,6 +173,8 @@ def _sweep(tiles, q, weights, leading, y, masses, roots, changes, scale, toleran
         for j in range(_TILE):
             mass[j] = lanes[_VALUE, j]
         for j in range(_TILE):
+            placed[tile, j] = lanes[_ROOT, j]
+        for j in range(_TILE):
             lanes[_GUESS, j] = weights[tile, j] / lanes[_VALUE, j]
         for k in range(q.shape[1]):
             yk = yt[k]
@@ -200,6 +203,7 @@ class NumbaSweep:
         self._y = _tiled(labels)
         self._masses = np.ones_like(self._weights)
         self._roots = np.full_like(self._weights, 0.5)
+        self._placed = self._roots.copy()  # where the labels are; roots are where to go on
         self._changes: Array = np.zeros((len(self._y), 2, _TILE), self._y.dtype)
         self._work = BlockedRows(len(self._y), _TILE * n_classes)
 
@@ -217,7 +221,8 @@ class NumbaSweep:
         def work(number: int, tiles: tuple[int, int]) -> None:
             _sweep(
                 tiles, self._q, self._weights, self._leading, self._y, self._masses,
-                self._roots, self._changes, scale, scale.dtype.type(tolerance), means[number],
+                self._roots, self._placed, self._changes, scale,
+                scale.dtype.type(tolerance), means[number],
             )  # fmt: skip
 
         self._work.each(work)

@@ -1,0 +1,135 @@
+"""A trained image network on disk, and what it says of new images.
+
+The description names the parts by which the network is built again; weights are numbers only. A
+network of the user's own is code, and code never comes from a file: it must be given again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from coincide._checks import find_device, parameter_message
+from coincide._model_files import ModelError, as_json, load_model, save_model
+from coincide.data.images import ImageRows
+from coincide.data.source import Array
+from coincide.networks import IMAGE_NETWORKS, Network, build_image_network, linear_head
+from coincide.training.config import ImageTrainingConfig
+from coincide.training.images import ImageRun, build_method
+
+KIND = "images"  # in the description of a model, which tells it from one of feature vectors
+_BLOCK = 1000
+
+
+@dataclass(frozen=True)
+class ImageModel:
+    """A network that labels images.
+
+    Attributes
+    ----------
+    network : nn.Module
+        In evaluation mode.
+    image_shape : (C, H, W)
+        What it was trained on.
+    n_clusters : int
+    device : torch.device
+    """
+
+    network: nn.Module
+    image_shape: tuple[int, int, int]
+    n_clusters: int
+    device: torch.device
+
+    def predict_proba(self, images: Array) -> NDArray[np.float32]:
+        """Return the probability of each cluster for each image.
+
+        Parameters
+        ----------
+        images : ndarray of shape (M, C, H, W), uint8
+            Of the size that the network was trained on.
+
+        Returns
+        -------
+        ndarray of shape (M, n_clusters), float32
+        """
+        if images.shape[1:] != self.image_shape:
+            expected = (
+                f"of the shape that the model knows, (M, {', '.join(map(str, self.image_shape))})"
+            )
+            raise ValueError(
+                parameter_message("images", "predict_proba", expected, tuple(images.shape))
+            )
+        return np.concatenate(list(self._blocks(images)))
+
+    @torch.no_grad()
+    def _blocks(self, images: Array) -> Iterator[NDArray[np.float32]]:
+        rows = ImageRows(images, self.device)
+        for start in range(0, len(images), _BLOCK):
+            logits = self.network(rows[slice(start, start + _BLOCK)])
+            yield torch.softmax(logits.float(), 1).cpu().numpy()
+
+
+def save_image_model(folder: Path, run: ImageRun) -> None:
+    """Write the network of a run and how to build it again."""
+    own = not isinstance(run.config.network, str) or ":" in run.config.network
+    description = {
+        "kind": KIND,
+        "image_shape": list(run.image_shape),
+        "mean": run.mean,
+        "std": run.std,
+        "own_network": own,
+        "config": as_json(asdict(run.config)),
+    }
+    tensors = {f"network.{name}": t for name, t in run.network.state_dict().items()}
+    save_model(folder, tensors, description)
+
+
+def load_image_model(
+    folder: Path, *, network: str | nn.Module | None = None, device: str = "auto"
+) -> ImageModel:
+    """Return a saved model, ready to label images.
+
+    Parameters
+    ----------
+    folder : Path
+    network : str or nn.Module, optional
+        The network, where it was one of the user's own.
+    device : str
+
+    Raises
+    ------
+    ModelError
+        If a file is missing or corrupt, the network is the user's and is not given, or the weights
+        do not fit.
+    """
+    tensors, description = load_model(folder)
+    try:
+        config = ImageTrainingConfig(**description["config"])
+        kind = network or config.network
+        if network is None and (description["own_network"] or kind not in IMAGE_NETWORKS):
+            raise ModelError(
+                f"its network is {kind!r}, code that is not part of the model: give it again"
+                " (--network)."
+            )
+        channels, height, width = description["image_shape"]
+        shape = (int(channels), int(height), int(width))
+        backbone, features = build_image_network(
+            kind, shape, description["mean"], description["std"]
+        )
+        head = build_method(config, torch.device("cpu")).head(features)
+        assert config.n_clusters is not None
+        module = Network(
+            backbone, head() if head else linear_head(features, config.n_clusters), features
+        )
+        state = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
+        module.load_state_dict(state)
+    except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+        raise ModelError(f"{folder} does not hold a model that fits: {error}") from error
+    place = find_device(device, "load_image_model")
+    return ImageModel(module.to(place).eval(), shape, config.n_clusters, place)

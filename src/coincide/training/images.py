@@ -1,0 +1,327 @@
+"""Images in, classes out: the parts of a training put together and run.
+
+A source gives images, a name gives the network, the view and the method; the loop trains several
+short starts and takes the best one on. The guard looks at every epoch and says what looks wrong
+while it can still be changed. Labels of the truth enter only where the user says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from coincide._checks import (
+    check_integer,
+    check_option,
+    check_real,
+    find_device,
+    parameter_message,
+)
+from coincide.data.image_views import build_image_view
+from coincide.data.images import ImageRows, ImageSource, channel_statistics
+from coincide.methods import METHODS, UNKNOWN, Method
+from coincide.networks import Network, build_image_network, linear_head
+from coincide.pseudolabels.kernels import choose_backend
+from coincide.training.collapse import IMAGE_ADVICE, signs_of_collapse
+from coincide.training.config import OPTIMIZERS, PRECISIONS, SCHEDULES, ImageTrainingConfig
+from coincide.training.loop import Data, EpochRecord, Seen, StepRecord, Trainer
+from coincide.training.ranks import ALONE, Ranks
+from coincide.training.starts import StartRecord, Starts
+
+_OWNER = "train_images"
+_SMALL_IMAGE = 16
+_SMALL_DATA = 5_000_000  # pixels up to which eight starts are made, and half of them up to twice
+_STARTS = 8
+_SHARED_OPTIONS = ("fairness", "objective", "solver")
+
+State = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class ImageRun:
+    """A trained network, and what it says of the images it was trained on.
+
+    Attributes
+    ----------
+    network : Network
+        In evaluation mode, on its device.
+    method : Method
+    config : ImageTrainingConfig
+        With nothing left open: the number of clusters, the network, the starts are filled in.
+    image_shape : (C, H, W)
+    mean, std : list of C floats
+        Of the pixels, which the network normalizes by.
+    clusters : ndarray of shape (M,), int64
+    probabilities : ndarray of shape (M, K), float32
+    known : ndarray of shape (M,), int64, or None
+        The classes that training used.
+    history : list of EpochRecord
+        Of the start that went on.
+    starts : list of StartRecord
+    signs : list of str
+        What looked wrong, in plain words.
+    """
+
+    network: nn.Module
+    method: Method
+    config: ImageTrainingConfig
+    image_shape: tuple[int, int, int]
+    mean: list[float]
+    std: list[float]
+    clusters: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    known: NDArray[np.int64] | None
+    history: list[EpochRecord]
+    starts: list[StartRecord]
+    signs: list[str]
+
+
+@dataclass
+class ImageTraining:
+    """A training on images that can be watched, stopped and taken up again.
+
+    Parameters
+    ----------
+    source : ImageSource
+    config : ImageTrainingConfig
+    network : nn.Module, optional
+        A backbone of the user's own instead of the configured name.
+    view : callable, optional
+        A view of the user's own.
+    initial : dict of Tensor, optional
+        Weights that the backbone starts from, such as a pretext's.
+    ranks : Ranks, optional
+        The processes that share every batch.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For settings that do not fit, fewer images than clusters, or constant images.
+    """
+
+    source: ImageSource
+    config: ImageTrainingConfig
+    network: nn.Module | None = None
+    view: Callable[[Tensor], Tensor] | None = None
+    initial: dict[str, Tensor] | None = None
+    ranks: Ranks = ALONE
+    signs: list[str] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        images = self.source.images
+        self.config = fill_in(self.config, self.source)
+        check_config(self.config, self.source)
+        self.device = find_device(self.config.device, _OWNER)
+        self.image_shape = tuple(images.shape[1:])
+        mean, std = channel_statistics(images)
+        self.mean, self.std = mean.tolist(), std.tolist()
+        self.known = draw_known(self.source.labels, self.config)
+        self._view = self.view or build_image_view(self.config.view, self.image_shape)
+        rows = ImageRows(images, self.device)
+        self.data = Data(rows, known=None if self.known is None else torch.from_numpy(self.known))
+        seeds = [1000 * self.config.seed + number for number in range(self.config.starts or 1)]
+        self.starts = Starts(
+            self._build, seeds, round_epochs=self.config.start_epochs, device=self.device
+        )
+
+    def fit(
+        self,
+        *,
+        on_epoch: Callable[[EpochRecord, list[str]], None] | None = None,
+        on_step: Callable[[StepRecord], None] | None = None,
+    ) -> ImageRun:
+        """Train, choose, train to the end, and label the images.
+
+        Parameters
+        ----------
+        on_epoch : callable, optional
+            Called with every record and what the guard newly found wrong.
+        on_step : callable, optional
+            What it raises stops the training; :meth:`state` is then what to go on from.
+        """
+
+        def watch(starts: Starts, record: EpochRecord) -> None:
+            found = self._look(starts)
+            if on_epoch is not None:
+                on_epoch(record, found)
+
+        trainer = self.starts.fit(
+            self.data,
+            on_epoch=watch,
+            on_step=None if on_step is None else lambda _, record: on_step(record),
+        )
+        return self._describe(trainer)
+
+    def state(self) -> State:
+        """Return all that the training depends on, from inside a callback of :meth:`fit`."""
+        return self.starts.running_state()
+
+    def restore(self, state: State) -> None:
+        """Take up a state of a training with the same source and settings."""
+        self.starts.restore(*state)
+
+    def _build(self, seed: int) -> Trainer:
+        """Return a fresh trainer; torch's generators are seeded already."""
+        config = self.config
+        method = build_method(config, self.device)
+        backbone, width = build_image_network(
+            self.network or config.network, self.image_shape, self.mean, self.std
+        )
+        if self.initial is not None:
+            backbone.load_state_dict(self.initial)
+        head = method.head(width)
+        network = Network(
+            backbone, head() if head else linear_head(width, method.n_clusters), width
+        ).to(self.device)
+        if config.channels_last:
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.compile:
+            network.backbone.compile()
+        generator = torch.Generator().manual_seed(seed)
+        return Trainer(network, method, self._view, config, generator=generator, ranks=self.ranks)
+
+    def _look(self, starts: Starts) -> list[str]:
+        """Return the signs of collapse in the start under way that were not there before."""
+        trainer = starts.trainer
+        # With several starts in the choice, the choice is the way out.
+        if not trainer.method.clusters or len(starts.alive) > 1:
+            return []
+        n_clusters = trainer.method.n_clusters
+        found = signs_of_collapse(
+            trainer.sizes,
+            trainer.products,
+            np.full(n_clusters, 1 / n_clusters),
+            [record.loss for record in trainer.records],
+            IMAGE_ADVICE,
+        )
+        new = [sign for sign in found if sign not in self.signs]
+        self.signs += new
+        return new
+
+    def _describe(self, trainer: Trainer) -> ImageRun:
+        logits = Seen(trainer.network, self.data.rows).logits()
+        probs = torch.softmax(logits, 1).numpy()
+        return ImageRun(
+            network=trainer.network.eval(),
+            method=trainer.method,
+            config=self.config,
+            image_shape=self.image_shape,
+            mean=self.mean,
+            std=self.std,
+            clusters=probs.argmax(1),
+            probabilities=probs,
+            known=self.known,
+            history=trainer.records,
+            starts=self.starts.records,
+            signs=self.signs,
+        )
+
+
+def fill_in(config: ImageTrainingConfig, source: ImageSource) -> ImageTrainingConfig:
+    """Return the settings with what was left open decided by the images.
+
+    Raises
+    ------
+    ValueError
+        If the number of clusters is neither given nor told by labels.
+    """
+    count, channels, height, width = source.images.shape
+    n_clusters = config.n_clusters
+    if n_clusters is None:
+        if source.label_names is None:
+            raise ValueError(
+                f"The images of {source.name} have no labels to count: say how many clusters"
+                " (-k, n_clusters)."
+            )
+        n_clusters = len(source.label_names)
+    starts = config.starts
+    if starts is None:
+        pixels = count * channels * height * width
+        starts = max(1, min(_STARTS, _STARTS * _SMALL_DATA // max(pixels, 1)))
+    network = config.network
+    if network == "auto":
+        network = "small-conv" if max(height, width) <= _SMALL_IMAGE else "vgg4"
+    return dataclasses.replace(config, n_clusters=n_clusters, starts=starts, network=network)
+
+
+def check_config(config: ImageTrainingConfig, source: ImageSource) -> None:
+    """Refuse settings that do not fit, each in a sentence."""
+    n_clusters = check_integer(config.n_clusters, "n_clusters", _OWNER, low=2)
+    if n_clusters > len(source.images):
+        expected = f"at most the number of images, {len(source.images)}"
+        raise ValueError(parameter_message("n_clusters", _OWNER, expected, n_clusters))
+    if int(source.images.max()) == int(source.images.min()):
+        raise ValueError(
+            f"All pixels of {source.name} are equal ({int(source.images.max())}): there is"
+            " nothing to tell the images apart by."
+        )
+    check_option(config.method, "method", _OWNER, METHODS)
+    check_option(config.optimizer, "optimizer", _OWNER, OPTIMIZERS)
+    check_option(config.schedule, "schedule", _OWNER, SCHEDULES)
+    check_option(config.precision, "precision", _OWNER, PRECISIONS)
+    for name in ("batch_size", "accumulate", "starts", "start_epochs"):
+        check_integer(getattr(config, name), name, _OWNER, low=1)
+    if config.max_epochs is not None:
+        check_integer(config.max_epochs, "max_epochs", _OWNER, low=1)
+    check_integer(config.seed, "seed", _OWNER, low=0)
+    check_real(config.learning_rate, "learning_rate", _OWNER, open_low=True)
+    for name in ("weight_decay", "momentum", "known_weight"):
+        check_real(getattr(config, name), name, _OWNER)
+    if check_real(config.labeled_fraction, "labeled_fraction", _OWNER) > 1:
+        expected = "a share, at most 1"
+        got = config.labeled_fraction
+        raise ValueError(parameter_message("labeled_fraction", _OWNER, expected, got))
+
+
+def build_method(config: ImageTrainingConfig, device: torch.device) -> Method:
+    """Return the configured method; a setting that it does not have is refused by name."""
+    kind = METHODS[config.method]
+    fields = {f.name for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
+    options = {
+        name: getattr(config, name) for name in _SHARED_OPTIONS if getattr(config, name) is not None
+    } | config.method_options
+    unknown = sorted(set(options) - fields)
+    if unknown:
+        has = ", ".join(sorted(fields - {"n_clusters", "prior", "backend"}))
+        raise ValueError(
+            f"The method {config.method!r} has no setting {unknown[0]!r}. It has {has}."
+        )
+    assert config.n_clusters is not None
+    if "prior" in fields:
+        options["prior"] = np.full(config.n_clusters, 1 / config.n_clusters)
+    if "backend" in fields:
+        options["backend"] = choose_backend(1 << 30, device)  # for thousands of batches
+    return kind(n_clusters=config.n_clusters, **options)  # type: ignore[call-arg]
+
+
+def draw_known(
+    labels: NDArray[np.int64] | None, config: ImageTrainingConfig
+) -> NDArray[np.int64] | None:
+    """Return the classes that training may use, -1 elsewhere, or None for none.
+
+    The labels of a source that leaves some blank are meant to be used, all of them. Of complete
+    labels ``labeled_fraction`` are drawn, at least one a class, by the seed.
+    """
+    if labels is None:
+        if config.labeled_fraction > 0:
+            raise ValueError("labeled_fraction needs labels, and the images have none.")
+        return None
+    if (labels == UNKNOWN).any() and config.labeled_fraction == 0:
+        return labels.copy()
+    if config.labeled_fraction == 0:
+        return None
+    generator = np.random.default_rng(config.seed)
+    known = np.full(len(labels), UNKNOWN, np.int64)
+    for code in np.unique(labels[labels != UNKNOWN]):
+        members = np.flatnonzero(labels == code)
+        count = max(1, round(config.labeled_fraction * len(members)))
+        chosen = generator.choice(members, count, replace=False)
+        known[chosen] = code
+    return known
