@@ -26,7 +26,7 @@ from coincide.training.checkpoint import (
     _checksum,
 )
 
-STATE = {"weight": torch.arange(3.0), "random": torch.arange(5, dtype=torch.uint8)}
+STATE = {"weight": torch.arange(6.0).reshape(2, 3), "random": torch.arange(5, dtype=torch.uint8)}
 DTYPES = (
     *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
     *(torch.bfloat16, torch.float16, torch.float32, torch.float64),
@@ -138,7 +138,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(about=st.dictionaries(texts, values))
 def test_about_survives_without_words_that_json_lacks(tmp_path_factory, about):
     checkpoints = Checkpoints(tmp_path_factory.getbasetemp() / "about")
@@ -276,6 +276,15 @@ def test_any_flipped_bit_is_noticed(two):
         flipped[place] ^= 1 << (place % 8)
         damaged.write_bytes(flipped)
         assert_first_is_taken(two)
+
+
+@pytest.mark.parametrize(("part", "other"), [(b'"F32"', b'"I32"'), (b"[2,3]", b"[3,2]")])
+def test_the_same_bytes_as_another_dtype_or_shape_are_noticed(two, part, other):
+    damaged = two.folder / name_of(2)
+    whole = damaged.read_bytes()
+    assert whole.count(part) == 1
+    damaged.write_bytes(whole.replace(part, other))
+    assert_first_is_taken(two)
 
 
 class Malicious:

@@ -137,7 +137,8 @@ def test_history_restarts_and_callback():
     assert [record["epoch"] for record in heard] == [0, 1, 2, 3] * 3
     assert {(record["n_restarts"], record["n_epochs"]) for record in heard} == {(3, 4)}
     assert set(heard[0]) == {
-        *("restart", "n_restarts", "epoch", "n_epochs", "loss", "live_clusters", "changed")
+        *("restart", "n_restarts", "epoch", "n_epochs", "loss", "live_clusters", "changed"),
+        *("least_share", "largest_share", "quantities"),
     }
     assert len(model.history_) == model.n_iter_ == 4
     objectives = [restart["objective"] for restart in model.restarts_]
@@ -232,7 +233,7 @@ def test_well_separated_blobs_are_found(k):
         {"network": "mlp"},
         {"init": "k-means"},
         {"scaling": "standard"},
-        {"scaling": "none", "n_init": 5},
+        {"scaling": "none", "n_init": 10},  # a start is as likely to fail as not
         {"objective": "cce"},
         {"solver": "em", "n_init": 1, "max_epochs": 10, "weight_decay": 0.01},  # slow steps
         {"solver": "projected-gradient"},

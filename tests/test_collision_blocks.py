@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from coincide.losses import CollisionCrossEntropyLoss, blocks, collision_cross_entropy
 
 SHAPES = [(5,), (1, 2), (7, 1), (9, 5), (0, 3), (3, 4, 6), (2, 4, 5, 3), (2, 3, 0), (2, 3, 2, 2, 3)]
 
 
-@pytest.fixture(params=[8, 50, 2**16])
+@pytest.fixture(params=[8, 50, 2**17])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut small problems, too: within a sample, between samples, not at all."""
     monkeypatch.setattr(blocks, "_BLOCK", request.param)
@@ -260,6 +261,12 @@ def test_traces_for_any_number_of_rows() -> None:
     logits, probs = problem((6, 5))
     traced = torch.jit.trace(collision_cross_entropy, (logits, probs))
     torch.testing.assert_close(traced(logits[:4], probs[:4]), composed(logits[:4], probs[:4]))
+
+
+def test_graph_capture_sees_plain_operations() -> None:
+    logits, probs = problem((6, 5))
+    graph = make_fx(lambda z, y: collision_cross_entropy(z, y))(logits.detach(), probs)
+    torch.testing.assert_close(graph(logits[:], probs), composed(logits, probs))
 
 
 # --- what it is for -------------------------------------------------------------------------

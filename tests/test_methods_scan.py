@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from scipy.special import log_softmax, softmax
 from sklearn.neighbors import NearestNeighbors
 
-from coincide.methods import scan as scan_module
-from coincide.methods.scan import SCAN, balanced_cross_entropy, mine_neighbors, neighbor_loss
+from coincide.methods import neighbors as neighbors_module
+from coincide.methods.neighbors import mine_neighbors
+from coincide.methods.scan import SCAN, balanced_cross_entropy, neighbor_loss
 from pair_methods import D, K, N, Net, Rows, batch_of, gradients, random, some_weights
 
 # --- SCAN: neighbors ------------------------------------------------------------------------
@@ -18,7 +19,7 @@ from pair_methods import D, K, N, Net, Rows, batch_of, gradients, random, some_w
 
 @pytest.mark.parametrize("block", [1, 1000, 2**24])
 def test_mined_neighbors_are_those_of_scikit_learn(block, monkeypatch):
-    monkeypatch.setattr(scan_module, "_BLOCK", block)
+    monkeypatch.setattr(neighbors_module, "_BLOCK", block)
     features = random(150, D)
     reference = NearestNeighbors(n_neighbors=20, metric="cosine", algorithm="brute").fit(features)
     np.testing.assert_array_equal(

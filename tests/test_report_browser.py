@@ -15,7 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coincide.report import write_labels, write_metrics, write_projection, write_report
+from coincide.report import (
+    matched_confusion,
+    write_gallery,
+    write_labels,
+    write_metrics,
+    write_projection,
+    write_report,
+)
 
 if os.environ.get("CI"):
     import playwright.sync_api as playwright
@@ -59,11 +66,13 @@ def browser() -> Iterator[playwright.Browser]:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Three pages: an ordinary run, one of many clusters with long names, one of bare labels."""
+    """An ordinary run, one of many clusters with long names, bare labels, two runs of images."""
     return {
         "full": write_run(tmp_path_factory.mktemp("full"), K=10, name="digits"),
         "long": write_run(tmp_path_factory.mktemp("long"), K=200, name=LONG),
         "bare": write_bare(tmp_path_factory.mktemp("bare")),
+        "images": write_images(tmp_path_factory.mktemp("images"), K=10, side=8, name="tiny"),
+        "photos": write_images(tmp_path_factory.mktemp("photos"), K=30, side=40, name=LONG),
     }
 
 
@@ -104,7 +113,43 @@ def write_bare(folder: Path) -> Path:
     return write_report(folder)
 
 
-@pytest.fixture(params=["full", "long", "bare"])
+def write_images(folder: Path, K: int, side: int, name: str) -> Path:
+    """Write a run on images with all that can be told of one; every word the user's is long."""
+    generator = np.random.default_rng(0)
+    M = 600
+    truth = generator.integers(K, size=M)
+    clusters = np.where(generator.random(M) < 0.7, truth, generator.integers(K, size=M))
+    clusters[clusters == 1] = 0
+    confidence = generator.uniform(1 / K, 1, M)
+    images = generator.integers(256, size=(M, 3, side, side + 4), dtype=np.uint8)
+    names = [f"{c}{name}" for c in range(K)]
+    write_labels(folder, clusters, confidence, (1 - confidence) * np.log(K))
+    write_gallery(folder, images, clusters, confidence, known=truth, names=names)
+    shares = {"least_share": 0.0, "largest_share": 0.5}
+    write_metrics(
+        folder,
+        {
+            "source": {"name": f"{name} of {side} pixels"},
+            "model": {"n_clusters": K},
+            "confusion": matched_confusion(truth, clusters, K, names),
+            "history": [
+                {"epoch": e, "loss": 1 / (1 + e), "live_clusters": K - e, **shares}
+                for e in range(4)
+            ],
+            "starts": [
+                {"seed": 10**18 + seed, "round": n, "loss": seed / 9, "kept": seed < 4 >> n}
+                for n in range(3)
+                for seed in range(8 >> n)
+            ],
+            "signs": [name],
+            "skipped": [[f"{name}{n}.jpg", name] for n in range(30)],
+            "training": {name: name},
+        },
+    )
+    return write_report(folder)
+
+
+@pytest.fixture(params=["full", "long", "bare", "images", "photos"])
 def report(reports: dict[str, Path], request: pytest.FixtureRequest) -> Path:
     return reports[request.param]
 
@@ -195,7 +240,8 @@ def test_figures_are_drawn(show, report, width):
             return [box.width, box.height, marks.length, !!svg.querySelector('image')];
         })"""
     )
-    assert len(boxes) == {"digits": 6, LONG: 6}.get(page.inner_text("h1"), 3)
+    expected = {"full": 6, "long": 6, "bare": 3, "images": 7, "photos": 7}
+    assert len(boxes) == expected[report.parent.name.rstrip("0123456789")]
     for drawn_width, height, marks, is_scatter in boxes:
         assert drawn_width > 0.7 * min(width, 500)
         assert height > 100
@@ -227,3 +273,41 @@ def test_scatter_is_a_picture_with_content(show, reports):
         }"""
     )
     assert 0.005 < opaque < 0.5
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+@pytest.mark.parametrize("name", ["images", "photos"])
+def test_gallery_images_are_seen(show, reports, name, width):
+    page = show(reports[name], width, "dark").page
+    images = page.evaluate(
+        """async () => {
+            const images = [...document.querySelectorAll('.tiles img')];
+            await Promise.all(images.map(image => image.decode()));
+            return images.map(image => {
+                const box = image.getBoundingClientRect();
+                return [image.naturalWidth, box.width, box.width / box.height,
+                    getComputedStyle(image).imageRendering];
+            });
+        }"""
+    )
+    side = {"images": 8, "photos": 40}[name]
+    assert len(images) > 100
+    for natural, shown, aspect, rendering in images:
+        assert natural == side + 4
+        assert shown > 38
+        assert aspect == pytest.approx((side + 4) / side, rel=0.02)
+        assert rendering == ("pixelated" if side == 8 else "auto")
+
+
+@pytest.mark.parametrize("name", ["images", "photos"])
+def test_confusion_cells_tell_their_counts(show, reports, name):
+    page = show(reports[name], 1200, "light").page
+    svg = page.locator("svg[aria-label^=Confusion]")
+    cells = svg.locator("g:has(> title)")
+    assert cells.count() > 30
+    # The first cell is that of the first class, which its words name with the count.
+    assert " in cluster " in str(cells.first.locator("title").text_content())
+    diagonal = cells.first.bounding_box()
+    assert diagonal is not None
+    assert diagonal["width"] > 10
+    assert diagonal["height"] > 10

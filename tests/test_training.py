@@ -1,4 +1,4 @@
-"""The laws of the loop: batches, schedule, labels without gradient, weights, records."""
+"""The laws of the loop: batches, one step, weights, known classes, precision, records."""
 
 import dataclasses
 import math
@@ -6,94 +6,32 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from coincide.losses import collision_cross_entropy
-from coincide.methods import CollisionMethod
-from coincide.pseudolabels import solve_pseudo_labels
-from coincide.training import EpochRecord, Trainer, TrainingConfig
-from coincide.training.config import _LEAST_EPOCHS, _LEAST_STEPS
+from coincide.methods import UNKNOWN, CollisionMethod
+from coincide.methods.method import Batch, weighted_mean
+from coincide.networks import Network
+from coincide.training import loop as loop_module
+from coincide.training.config import TrainingConfig
+from coincide.training.loop import Data, EpochRecord, Seen, known_loss
+from coincide.training.ranks import Alone
+from small_training import (
+    UNIFORM,
+    D,
+    K,
+    M,
+    SpyMethod,
+    SpyRows,
+    head,
+    inputs,
+    known_of,
+    seeded,
+    trained,
+    trainer_of,
+)
 
-M, D, K = 53, 4, 3
-
-
-class SpyMethod:
-    """Self-labels by softmax; remembers what it was given."""
-
-    def __init__(self):
-        self.weights, self.logits, self.losses = [], [], []
-
-    def labels(self, logits, weights=None):
-        self.logits.append(logits)
-        self.weights.append(weights)
-        return torch.softmax(2 * logits, 1)
-
-    def loss(self, logits, labels, weights=None):
-        assert not labels.requires_grad
-        loss = collision_cross_entropy(logits, labels)
-        self.losses.append(float(loss.detach()))
-        return loss
-
-
-class SpyRows:
-    """Rows whose requests are remembered."""
-
-    def __init__(self, rows):
-        self.rows, self.asked = rows, []
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, index):
-        self.asked.append(index)
-        return self.rows[index]
-
-
-def head():
-    torch.manual_seed(0)
-    return nn.Linear(D, K)
-
-
-def inputs(rows=M):
-    return torch.randn(rows, D, generator=torch.Generator().manual_seed(1))
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def trained(config, *, network=None, method=None, rows=None, view=lambda x: x, **fit):
-    network = head() if network is None else network
-    method = SpyMethod() if method is None else method
-    rows = SpyRows(inputs()) if rows is None else rows
-    records = Trainer(network, method, view, config).fit(rows, generator=seeded(), **fit)
-    return network, method, rows, records
-
-
-# The configuration
-
-
-@pytest.mark.parametrize(("rows", "steps"), [(1, 1), (1000, 1), (1001, 2), (2500, 3)])
-def test_steps_of_an_epoch(rows, steps):
-    assert TrainingConfig(batch_size=1000).steps_per_epoch(rows) == steps
-
-
-@pytest.mark.parametrize("rows", [2, 1000, 1001, 20_000, 10**6])
-def test_epochs_by_default_are_few_but_make_enough_steps(rows):
-    config = TrainingConfig(batch_size=1000)
-    epochs, steps = config.epochs(rows), config.steps_per_epoch(rows)
-    assert epochs >= _LEAST_EPOCHS
-    assert epochs * steps >= _LEAST_STEPS
-    assert epochs == _LEAST_EPOCHS or (epochs - 1) * steps < _LEAST_STEPS
-
-
-def test_epochs_as_asked():
-    assert TrainingConfig(max_epochs=3).epochs(10**6) == 3
-
-
-def test_the_configuration_is_frozen():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        TrainingConfig().batch_size = 3
+STILL = {"learning_rate": 1e-30, "weight_decay": 0.0}  # steps too small for float32
 
 
 # Batches
@@ -101,8 +39,8 @@ def test_the_configuration_is_frozen():
 
 @pytest.mark.parametrize("batch_size", [2, 7, 10, 52, 53, 1000])
 def test_batches_cover_every_row_once_in_a_new_order(batch_size):
-    config = TrainingConfig(batch_size=batch_size, max_epochs=3)
-    _, _, rows, _ = trained(config)
+    rows = SpyRows(inputs())
+    trained(TrainingConfig(batch_size=batch_size, max_epochs=3), rows=rows)
     steps = math.ceil(M / batch_size)
     assert len(rows.asked) == 3 * steps
     epochs = [torch.cat(rows.asked[i * steps : (i + 1) * steps]) for i in range(3)]
@@ -115,44 +53,53 @@ def test_batches_cover_every_row_once_in_a_new_order(batch_size):
 
 
 def test_the_generator_decides_the_order():
-    config = TrainingConfig(batch_size=10, max_epochs=1)
     orders = []
     for seed in (0, 0, 1):
         rows = SpyRows(inputs())
-        Trainer(head(), SpyMethod(), lambda x: x, config).fit(rows, generator=seeded(seed))
+        trained(TrainingConfig(batch_size=10, max_epochs=1), rows=rows, seed=seed)
         orders.append(torch.cat(rows.asked).tolist())
     assert orders[0] == orders[1]
     assert orders[0] != orders[2]
 
 
-# The learning rate
+def test_a_batch_holds_its_rows_and_what_is_known_of_them():
+    method, rows, known = SpyMethod(n_views=3), inputs(), known_of()
+    weights = torch.arange(M, dtype=torch.float32) + 1
+    config = TrainingConfig(batch_size=10, max_epochs=2, **STILL)
+    trained(config, method=method, known=known, weights=weights, view=lambda x: 2 * x)
+    assert len(method.batches) == 12
+    for batch in method.batches:
+        assert torch.equal(batch.plain, rows[batch.rows])
+        assert len(batch.views) == 3
+        assert all(torch.equal(view, 2 * batch.plain) for view in batch.views)
+        assert torch.equal(batch.known, known[batch.rows])
+        assert torch.equal(batch.weights, weights[batch.rows])
+        assert batch.partners is None
 
 
-def test_the_learning_rate_holds_and_then_falls_to_zero():
-    rates = []
-    config = TrainingConfig(batch_size=10, learning_rate=0.4, max_epochs=4)
-    trainer = None
-
-    class Watching(SpyMethod):
-        def labels(self, logits, weights=None):
-            rates.append(trainer._optimizer.param_groups[0]["lr"])
-            return super().labels(logits, weights)
-
-    trainer = Trainer(head(), Watching(), lambda x: x, config)
-    trainer.fit(inputs(), generator=seeded())
-    steps = 4 * 6
-    expected = [0.4 * min(1, 4 * (1 - step / steps)) for step in range(steps)]
-    assert rates == pytest.approx(expected)
-    assert rates[: 3 * steps // 4] == pytest.approx([0.4] * (3 * steps // 4))
-    assert 0 < rates[-1] < 0.4 / 5
+def test_every_view_is_changed_anew():
+    method = SpyMethod(n_views=2)
+    trained(TrainingConfig(max_epochs=1), method=method, view=lambda x: x + torch.randn_like(x))
+    first, second = method.batches[0].views
+    assert not torch.equal(first, second)
 
 
-def test_a_single_pass_of_a_stream_keeps_the_learning_rate():
-    config = TrainingConfig(batch_size=10, learning_rate=0.4)
-    trainer = Trainer(head(), SpyMethod(), lambda x: x, config)
-    for _ in range(3):
-        trainer.run_epoch(inputs(), generator=seeded())
-        assert trainer._optimizer.param_groups[0]["lr"] == 0.4
+def test_without_weights_and_classes_the_method_gets_none():
+    trainer = trained(TrainingConfig(max_epochs=1))
+    (batch,) = trainer.method.batches
+    assert batch.weights is None
+    assert batch.known is None
+
+
+def test_partners_are_shown_changed():
+    class Paired(SpyMethod):
+        def partners(self, rows):
+            return (rows + 1) % M
+
+    method, rows = Paired(), inputs()
+    trained(TrainingConfig(batch_size=10, max_epochs=1), method=method, view=lambda x: 2 * x)
+    for batch in method.batches:
+        assert torch.equal(batch.partners, 2 * rows[(batch.rows + 1) % M])
 
 
 # One step
@@ -162,10 +109,10 @@ def test_a_step_is_plain_gradient_descent():
     """Against the update by hand: momentum and weight decay as torch's SGD defines them."""
     config = TrainingConfig(learning_rate=0.2, momentum=0.5, weight_decay=0.1)
     network, twin = head(), head()
-    trainer = Trainer(network, SpyMethod(), lambda x: x, config)
+    trainer = trainer_of(config, network=network)
     x, velocity = inputs(), None
     for _ in range(2):
-        trainer.step(x)
+        trainer.step(Batch(torch.arange(M), x, (x,)))
         labels = torch.softmax(2 * twin(x), 1).detach()
         loss = -(torch.softmax(twin(x), 1) * labels).sum(1).log().mean()
         gradients = torch.autograd.grad(loss, list(twin.parameters()))
@@ -182,61 +129,108 @@ def test_a_step_is_plain_gradient_descent():
         torch.testing.assert_close(found, expected)
 
 
-def test_labels_come_from_the_plain_view_and_carry_no_gradient():
-    network = head()
-    x = inputs()
-    plain = network(x).detach()
-    method = SpyMethod()
-    trainer = Trainer(network, method, lambda rows: 3 * rows, TrainingConfig())
-    loss, logits = trainer.step(x)
-    torch.testing.assert_close(method.logits[0], plain)
-    assert not method.logits[0].requires_grad
-    assert not logits.requires_grad
-    assert not loss.requires_grad
-    torch.testing.assert_close(logits, plain)
+def test_a_step_tells_what_the_method_made_of_it():
+    x, method = inputs(), SpyMethod()
+    trainer = trainer_of(TrainingConfig(), method=method)
+    outcome = trainer.step(Batch(torch.arange(M), x, (x,)))
+    assert float(outcome.loss) == pytest.approx(method.losses[0])
+    assert not outcome.loss.requires_grad
+    assert outcome.quantities == {"step": 1.0}
 
 
-def test_the_loss_sees_the_changed_view():
-    changed = []
-
-    def view(rows):
-        changed.append(rows)
-        return rows.roll(1, 0)
-
-    network = head()
-    x = inputs()
-    expected = float(
-        collision_cross_entropy(
-            network(x.roll(1, 0)).detach(), torch.softmax(2 * network(x), 1).detach()
-        )
-    )
-    method = SpyMethod()
-    Trainer(network, method, view, TrainingConfig()).step(x)
-    assert len(changed) == 1
-    assert method.losses == [pytest.approx(expected)]
-
-
-def test_a_zero_learning_rate_changes_no_weight_but_labels_still_move():
+def test_a_vanishing_learning_rate_changes_no_weight():
     network = head()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    trained(TrainingConfig(learning_rate=0.0, max_epochs=2), network=network)
+    trained(TrainingConfig(max_epochs=2, **STILL), network=network)
     assert all(torch.equal(before[n], t) for n, t in network.state_dict().items())
 
 
-# Weights
+def test_the_network_trains_in_training_mode():
+    modes = []
+    network = nn.Sequential(nn.Linear(D, 8), nn.BatchNorm1d(8), nn.Linear(8, K)).eval()
+    network.register_forward_hook(lambda *_: modes.append(network.training))
+    trained(TrainingConfig(batch_size=20, max_epochs=2), network=network)
+    assert modes
+    assert all(modes)
 
 
-def test_weights_travel_with_their_rows():
-    weights = torch.arange(M, dtype=torch.float32)
-    _, method, rows, _ = trained(TrainingConfig(batch_size=10, max_epochs=2), weights=weights)
-    assert len(method.weights) == len(rows.asked) == 12
-    for batch, chosen in zip(rows.asked, method.weights, strict=True):
-        assert torch.equal(chosen, batch.float())
+@pytest.mark.parametrize("accumulate", [2, 7, 100])
+@pytest.mark.parametrize("extras", ["none", "weights", "known"])
+def test_parts_of_a_batch_add_up_to_the_batch(accumulate, extras):
+    """Labels and loss of this method are those of every row by itself, so nothing may differ."""
+    parts = {"weights": torch.rand(M, generator=seeded())} if extras == "weights" else {}
+    parts |= {"known": known_of()} if extras == "known" else {}
+    whole = TrainingConfig(batch_size=20, max_epochs=2)
+    expected = trained(whole, network=head(), **parts)
+    found = trained(dataclasses.replace(whole, accumulate=accumulate), network=head(), **parts)
+    for one, other in zip(found.network.parameters(), expected.network.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    seen = torch.cat([batch.rows for batch in found.method.batches])
+    assert sorted(seen.tolist()) == sorted(2 * list(range(M)))
+    assert max(len(batch.rows) for batch in found.method.batches) <= math.ceil(18 / accumulate)
+    for one, other in zip(found.records, expected.records, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-5)
+        assert one.live_clusters == other.live_clusters
 
 
-def test_without_weights_the_method_gets_none():
-    _, method, _, _ = trained(TrainingConfig(max_epochs=1))
-    assert method.weights == [None]
+# Known classes
+
+
+def test_known_classes_add_their_cross_entropy_twice():
+    network, twin, x, known = head(), head(), inputs(), known_of()
+    config = TrainingConfig(learning_rate=0.2, momentum=0.0, weight_decay=0.0)
+    trainer = trainer_of(config, network=network)
+    outcome = trainer.step(Batch(torch.arange(M), x, (x,), known=known))
+    labels = torch.softmax(2 * twin(x), 1).detach()
+    own = -(torch.softmax(twin(x), 1) * labels).sum(1).log().mean()
+    rows = known != UNKNOWN
+    chosen = torch.log_softmax(twin(x[rows]), 1)[torch.arange(int(rows.sum())), known[rows]]
+    (own - 2 * chosen.mean()).backward()
+    for found, parameter in zip(network.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(found, parameter - 0.2 * parameter.grad)
+    assert float(outcome.loss) == pytest.approx(float(own.detach()))
+
+
+def test_the_loss_of_known_classes():
+    logits = torch.randn(M, K, generator=seeded(), requires_grad=True)
+    classes = torch.randint(K, (M,), generator=seeded())
+    torch.testing.assert_close(known_loss(logits, classes), F.cross_entropy(logits, classes))
+    for nothing in (None, torch.full((M,), UNKNOWN)):
+        assert known_loss(logits, nothing).item() == 0
+    assert known_loss(logits.bfloat16(), classes).dtype == torch.float32
+
+
+def test_unknown_classes_everywhere_change_nothing():
+    config = TrainingConfig(batch_size=10, max_epochs=2)
+    without = trained(config, network=head())
+    unknown = trained(config, network=head(), known=torch.full((M,), UNKNOWN))
+    assert torch.equal(without.network.weight, unknown.network.weight)
+    assert bool(without.network.weight.isfinite().all())
+
+
+# Precision
+
+
+def test_bfloat16_is_for_the_network_alone():
+    seen = []
+    network = nn.Sequential(nn.Linear(D, 16), nn.ReLU(), nn.Linear(16, K))
+    network.register_forward_hook(lambda *args: seen.append(args[2].dtype))
+    config = TrainingConfig(batch_size=20, max_epochs=2, precision="bfloat16")
+    weights = torch.rand(M, generator=seeded()) + 0.1
+    method = CollisionMethod(K, UNIFORM)
+    trainer = trained(config, network=network, method=method, weights=weights, known=known_of())
+    assert set(seen) == {torch.bfloat16}
+    assert all(math.isfinite(record.loss) for record in trainer.records)
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+    assert all(bool(p.isfinite().all()) for p in network.parameters())
+
+
+def test_the_weighted_mean_keeps_its_digits_under_autocast():
+    values, weights = torch.rand(100, generator=seeded()), torch.rand(100, generator=seeded(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = weighted_mean(values, weights)
+    expected = np.average(values.double(), weights=weights.double())
+    assert float(found) == pytest.approx(expected, rel=1e-6)
 
 
 # Records
@@ -245,15 +239,33 @@ def test_without_weights_the_method_gets_none():
 def test_records_count_from_zero_and_reach_the_callback():
     heard = []
     config = TrainingConfig(batch_size=20, max_epochs=5)
-    _, method, _, records = trained(config, on_epoch=heard.append)
+    trainer = trained(config, fit={"on_epoch": heard.append})
+    records = trainer.records
     assert heard == records
     assert [record.epoch for record in records] == [0, 1, 2, 3, 4]
     assert {record.n_epochs for record in records} == {5}
     assert records[0].changed == 1.0
     assert all(isinstance(record, EpochRecord) for record in records)
     for epoch, record in enumerate(records):
-        batches = method.losses[3 * epoch : 3 * epoch + 3]
+        batches = trainer.method.losses[3 * epoch : 3 * epoch + 3]
         assert record.loss == pytest.approx(sum(batches) / 3, rel=1e-5)
+        assert record.quantities == {"step": 3 * epoch + 2}
+
+
+def test_steps_reach_the_callback():
+    heard = []
+    config = TrainingConfig(batch_size=20, max_epochs=3)
+    trainer = trained(config, fit={"on_step": heard.append})
+    assert [record.step for record in heard] == list(range(1, 10))
+    assert {record.n_steps for record in heard} == {9}
+    assert sum(record.rows for record in heard) == 3 * M
+    assert [float(record.loss) for record in heard] == pytest.approx(trainer.method.losses)
+
+
+def test_the_method_is_told_of_every_epoch():
+    trainer = trained(TrainingConfig(batch_size=20, max_epochs=3))
+    assert [begun[:2] for begun in trainer.method.begun] == [(0, 3), (1, 3), (2, 3)]
+    assert all(isinstance(data, Seen) and len(data) == M for *_, data in trainer.method.begun)
 
 
 def test_changed_and_live_clusters_are_counted():
@@ -261,11 +273,15 @@ def test_changed_and_live_clusters_are_counted():
     network = head()
     with torch.no_grad():
         network.bias.copy_(torch.tensor([0.0, 100, 0]))
-    *_, records = trained(TrainingConfig(learning_rate=0.0, max_epochs=3), network=network)
+    records = trained(TrainingConfig(max_epochs=3, **STILL), network=network).records
     assert [record.changed for record in records] == [1.0, 0.0, 0.0]
     assert [record.live_clusters for record in records] == [1, 1, 1]
-    *_, records = trained(TrainingConfig(learning_rate=0.0, max_epochs=2))
-    assert records[0].live_clusters == len(head()(inputs()).argmax(1).unique())
+    assert [(record.least_share, record.largest_share) for record in records] == 3 * [(0.0, 1.0)]
+    (record,) = trained(TrainingConfig(max_epochs=1, **STILL)).records
+    sizes = torch.bincount(head()(inputs()).argmax(1), minlength=K)
+    assert record.live_clusters == int((sizes > 0).sum())
+    assert record.least_share == pytest.approx(int(sizes.min()) / M)
+    assert record.largest_share == pytest.approx(int(sizes.max()) / M)
 
 
 def test_changed_is_the_share_of_rows_with_another_cluster():
@@ -280,76 +296,60 @@ def test_changed_is_the_share_of_rows_with_another_cluster():
         def forward(self, rows):
             turn = min(self.calls // 2, 1)  # two calls a step, one step an epoch
             self.calls += 1
-            logits = torch.zeros(len(rows), 2)
+            logits = torch.zeros(len(rows), K)
             logits[:, turn] = 1
             return self.scale * logits
 
-    *_, records = trained(TrainingConfig(max_epochs=3), network=Turning())
+    records = trained(TrainingConfig(max_epochs=3), network=Turning()).records
     assert [record.changed for record in records] == [1.0, 1.0, 0.0]
 
 
-def test_the_network_trains_in_training_mode():
-    modes = []
-    network = nn.Sequential(nn.Linear(D, 8), nn.BatchNorm1d(8), nn.Linear(8, K)).eval()
-    network.register_forward_hook(lambda *_: modes.append(network.training))
-    trained(TrainingConfig(batch_size=20, max_epochs=2), network=network)
-    assert modes
-    assert all(modes)
+def test_products_are_those_of_the_last_epoch():
+    trainer = trained(TrainingConfig(batch_size=20, max_epochs=2, **STILL))
+    probs = torch.softmax(head()(inputs()), 1).detach().double()
+    np.testing.assert_allclose(trainer.products, probs.T @ probs, rtol=1e-5)
 
 
-# The method
+def test_a_fit_in_two_goes_is_one_fit():
+    config = TrainingConfig(batch_size=20, max_epochs=4)
+    whole = trained(config, network=head())
+    parts = trained(config, network=head(), fit={"until": 1})
+    assert parts.epoch == len(parts.records) == 1
+    parts.fit(Data(inputs()))
+    assert parts.records == whole.records
+    assert torch.equal(parts.network.weight, whole.network.weight)
+    assert parts.fit(Data(inputs())) == whole.records  # nothing is left to do
 
 
-def method_of(**changes):
-    settings = {
-        "prior": np.full(K, 1 / K),
-        "fairness": 100.0,
-        "objective": "cce+",
-        "solver": "interior-point",
-        "label_tol": 1e-3,
-        "backend": "torch",
-    }
-    return CollisionMethod(**{**settings, **changes})
+# All rows, as a method sees them
 
 
-@pytest.mark.parametrize("objective", ["cce+", "cce"])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_labels_and_evaluation_are_those_of_the_public_solver(objective, weighted):
-    logits = 2 * head()(inputs()).detach()
-    weights = torch.rand(M, generator=seeded()) if weighted else None
-    method = method_of(objective=objective, label_tol=1e-5)
-    exact = solve_pseudo_labels(
-        torch.softmax(logits.double(), 1), objective=objective, sample_weight=weights, tol=1e-8
-    )
-    certificate = method.evaluate(logits, weights)
-    assert certificate.lower_bound <= exact.objective + 1e-9
-    assert certificate.objective == pytest.approx(exact.objective, abs=1e-5)
-    labels = method.labels(logits, weights)
-    assert labels.dtype == logits.dtype
-    assert not labels.requires_grad
-    torch.testing.assert_close(labels.sum(1), torch.ones(M))
-    mean = torch.ones(M) / M if weights is None else weights / weights.sum()
-    torch.testing.assert_close((mean @ labels).double(), exact.mean_label, atol=1e-3, rtol=0)
+def test_seen_rows_are_plain_and_in_evaluation_mode(monkeypatch):
+    monkeypatch.setattr(loop_module, "_PREDICTED_ROWS", 7)
+    backbone = nn.Sequential(nn.Linear(D, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
+    network = Network(backbone, nn.Linear(8, K), 8).train()
+    network(inputs())  # running averages of its own
+    seen = Seen(network, inputs())
+    logits, features = seen.logits(), seen.features()
+    assert network.training
+    assert not logits.requires_grad
+    torch.testing.assert_close(seen.inputs(torch.tensor([3, 1])), inputs()[[3, 1]])
+    network.eval()
+    torch.testing.assert_close(logits, network(inputs()))
+    torch.testing.assert_close(features, backbone(inputs()))
 
 
-def test_the_weighted_loss_is_the_loss_of_repeated_rows():
-    logits, labels = head()(inputs()), torch.softmax(inputs()[:, :K], 1)
-    weights = torch.randint(0, 4, (M,), generator=seeded())
-    method = method_of()
-    repeated = method.loss(
-        logits.repeat_interleave(weights, 0), labels.repeat_interleave(weights, 0)
-    )
-    torch.testing.assert_close(method.loss(logits, labels, weights.float()), repeated)
+# Ranks
 
 
-def test_training_by_the_method_lowers_its_objective():
-    centers = 4 * torch.eye(K, D)
-    rows = centers.repeat(30, 1) + 0.3 * torch.randn(90, D, generator=seeded())
-    method = method_of()
-    network = head()
-    before = method.evaluate(network(rows).detach()).objective
-    config = TrainingConfig(batch_size=30, max_epochs=20, weight_decay=0.01)
-    trained(config, network=network, method=method, rows=rows)
-    found = network(rows).detach()
-    assert method.evaluate(found).objective < before / 2
-    assert sorted(torch.bincount(found.argmax(1), minlength=K).tolist()) == [30, 30, 30]
+def test_a_method_alone_has_no_sums():
+    assert trainer_of(TrainingConfig()).method.sums is None
+
+
+def test_a_batch_too_small_for_the_processes_is_refused():
+    class Three(Alone):
+        size = 3
+
+    trainer = trainer_of(TrainingConfig(batch_size=2), ranks=Three())
+    with pytest.raises(ValueError, match="3 processes cannot share a batch of 2 rows"):
+        trainer.fit(Data(inputs(4)))

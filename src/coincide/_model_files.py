@@ -71,6 +71,17 @@ def load_model(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = load_file(folder / TENSORS)
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{folder / TENSORS} is corrupt or cut short: {error}.") from error
+    return tensors, load_description(folder)
+
+
+def load_description(folder: Path) -> dict[str, Any]:
+    """Return the description of a model alone.
+
+    Raises
+    ------
+    ModelError
+        If it is no JSON, or of another format.
+    """
     try:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
@@ -80,4 +91,4 @@ def load_model(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{folder / DESCRIPTION} is not of model format {FORMAT}; save the model again"
             " with this version."
         )
-    return tensors, description
+    return description

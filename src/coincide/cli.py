@@ -7,15 +7,18 @@ with it and is imported only when a command runs: ``coincide --help`` must not w
 from __future__ import annotations
 
 import argparse
+import ast
 import csv
+import dataclasses
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from coincide import __version__
+from coincide.training.config import ImageTrainingConfig
 
 SOURCES = """\
 SOURCE is one of:
@@ -26,6 +29,29 @@ SOURCE is one of:
   FILE.csv, .tsv  numeric columns, with or without a header row
   FOLDER          with features.npy (and labels.npy), or with parts *.parquet
 A column `label` holds labels unless --columns names it. Labels are never used for training."""
+
+IMAGE_SOURCES = """\
+SOURCE is one of:
+  digits          scikit-learn's handwritten digits, which need no file
+  FOLDER          one folder of images per class, or images alone; unlabeled/ has no class
+  FOLDER          in the layout of Hugging Face's `datasets`, or what save_to_disk wrote
+  FILE.parquet    with a column of images; FILE.npy, .npz with an array of them
+  NAME            of a set on the Hugging Face hub
+Labels are used for scores alone, unless some are blank or --labeled-fraction says otherwise."""
+
+_TYPES = {
+    "int": int,
+    "int | None": int,
+    "float": float,
+    "float | None": float,
+    "str": str,
+    "str | None": str,
+    "bool": bool,
+}
+
+
+# The module of a command, where it is not coincide.commands.
+_HOME = {"train": "coincide.image_commands", "predict": "coincide.image_commands"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(end.code or 0)
     arguments.argv = ["coincide", *given]
     try:
-        commands = importlib.import_module("coincide.commands")
+        commands = importlib.import_module(_HOME.get(arguments.command, "coincide.commands"))
         getattr(commands, arguments.command)(arguments)
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -98,13 +124,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser = _Parser(
         prog="coincide",
-        description="Cluster feature vectors, with a probability for every point and cluster.",
+        description="Cluster feature vectors and images, with a probability for every cluster.",
         parents=[debug],
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"coincide {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_cluster(commands, debug)
+    _add_train(commands, debug)
     _add_predict(commands, debug)
     report = _add(commands, debug, "report", "Write the report.html of a run again.", usage="DIR")
     report.add_argument("folder", metavar="DIR", type=Path, help="the folder of a run")
@@ -188,17 +215,108 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         group.add_argument(flags, type=kind, metavar=metavar, help=help)
 
 
+def _add_train(commands: _Commands, debug: _Parser) -> None:
+    train = _add(
+        commands,
+        debug,
+        "train",
+        "Train a network on images without labels, or with a few; write a folder as cluster does.",
+        usage="SOURCE [-k K] [--method M] [--network N] [--out DIR] [--resume] [options]",
+        epilog=IMAGE_SOURCES,
+    )
+    train.add_argument("source", metavar="SOURCE", help="images (see below)")
+    _add_images(train.add_argument_group("images"))
+    train.add_argument(
+        "-k", "--clusters", dest="n_clusters", metavar="K", type=int,
+        help="how many clusters (default: the number of classes, if there are labels)",
+    )  # fmt: skip
+    _add_settings(train.add_argument_group("training (every setting of ImageTrainingConfig)"))
+    train.add_argument(
+        "--set", dest="method_options", metavar="NAME=VALUE", type=_option, action="append",
+        help="a setting of the method's own, such as n_views=3 (may be repeated)",
+    )  # fmt: skip
+    train.add_argument(
+        "--start-from", metavar="DIR", type=Path, help="a run whose backbone to start from"
+    )
+    output = train.add_argument_group("output")
+    output.add_argument(
+        "--out", metavar="DIR", type=Path,
+        help="the folder to write (default: coincide-NAME, where an earlier run is replaced)",
+    )  # fmt: skip
+    output.add_argument("--overwrite", action="store_true", help="replace what is in --out DIR")
+    output.add_argument("--resume", action="store_true", help="take up a training that stopped")
+    output.add_argument(
+        "--checkpoint-every", metavar="SECONDS", type=float, default=600.0,
+        help="besides every epoch (default: 600)",
+    )  # fmt: skip
+    output.add_argument(
+        "--keep-checkpoints", action="store_true", help="keep them when the training is done"
+    )
+    output.add_argument(
+        "--log", choices=("tensorboard", "wandb"), help="besides log.jsonl in the folder"
+    )
+    _add_output(output)
+    output.add_argument(
+        "--format", choices=("auto", "csv", "parquet"), default="auto",
+        help="of the labels (default: auto, CSV below a million rows)",
+    )  # fmt: skip
+    output.add_argument("--no-report", action="store_true", help="write no report.html")
+
+
+def _add_images(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--image-size", metavar="N", type=int, help="side of the square that images are cut to"
+    )
+    group.add_argument("--channels", type=int, choices=(1, 3), help="grey or RGB")
+    group.add_argument(
+        "--split", metavar="NAME", default="train", help="part of the source (default: train)"
+    )
+    group.add_argument("--label-column", metavar="NAME", help="the column of labels, for scores")
+    group.add_argument("--no-cache", action="store_true", help="keep no decoded images")
+
+
+def _add_settings(group: argparse._ArgumentGroup) -> None:
+    """Add every setting of the configuration; one that is not given keeps its default."""
+    for setting in dataclasses.fields(ImageTrainingConfig):
+        if setting.name in ("n_clusters", "method_options"):
+            continue
+        flag, kind = "--" + setting.name.replace("_", "-"), _TYPES[str(setting.type)]
+        help = setting.metadata["help"]
+        if kind is bool:
+            group.add_argument(flag, action="store_true", default=None, help=help)
+        else:
+            default = "" if setting.default is None else f" (default: {setting.default})"
+            metavar = {int: "N", float: "X", str: "NAME"}[kind]
+            group.add_argument(flag, type=kind, metavar=metavar, help=help + default)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """Return a name and a value: a number or a truth value where it reads as one."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
 def _add_predict(commands: _Commands, debug: _Parser) -> None:
     predict = _add(
         commands,
         debug,
         "predict",
-        "Label new rows with the model of a run.",
+        "Label new rows or images with the model of a run.",
         usage="DIR SOURCE [--out FILE] [options]",
         epilog=SOURCES + "\nBy default the columns that the model was fitted on are read, by name.",
     )
     predict.add_argument("folder", metavar="DIR", type=Path, help="the folder of a run")
     _add_source(predict)
+    images = predict.add_argument_group("images")
+    images.add_argument(
+        "--split", metavar="NAME", default="train", help="part of the source (default: train)"
+    )
+    images.add_argument("--network", metavar="NAME", help="the network, if it is your own")
     output = predict.add_argument_group("output")
     output.add_argument(
         "--out", metavar="FILE", type=Path,

@@ -276,9 +276,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         rows = ScaledRows(features, self.scaling_, self.device_)
         if not hasattr(self, "_trainer"):
             self._generator = torch.Generator().manual_seed(self._seeds(rows)[0])
-            self._trainer = self._new_trainer(
-                self.network_, config, len(features), self._generator
-            )
+            self._trainer = self._new_trainer(self.network_, config, len(features), self._generator)
         row_weights = (
             None if weights is None else torch.from_numpy(weights).float().to(self.device_)
         )

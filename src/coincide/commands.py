@@ -94,7 +94,7 @@ class Run:
 def cluster(arguments: Namespace) -> None:
     """Fit a clustering to a source and write the folder of the run."""
     named = arguments.out is not None
-    folder = arguments.out if named else Path(f"coincide-{_default_name(arguments.source)}")
+    folder = arguments.out if named else Path(f"coincide-{default_name(arguments.source)}")
     check_folder(folder, replace=arguments.overwrite or not named)
     run = _fit(arguments)
     metrics = _run_metrics(run)
@@ -104,7 +104,7 @@ def cluster(arguments: Namespace) -> None:
             print(summary.use_of_labels(run.model.n_clusters, arguments.clusters is None))
         summary.print_run(metrics)
         summary.print_written(written)
-    _print_notes(run.notes)
+    print_notes(run.notes)
 
 
 def predict(arguments: Namespace) -> None:
@@ -114,7 +114,7 @@ def predict(arguments: Namespace) -> None:
     model = CollisionClustering.load(folder)
     check_file(path, replace=arguments.overwrite or arguments.out is None)
     source = _load(arguments, arguments.columns or _fitted_columns(folder, arguments.source))
-    with _noted() as notes:
+    with noted() as notes:
         found = _predict(model, source.features, arguments.probabilities)
     with staging(path.parent) as staged:
         kind = path.suffix.lower().removeprefix(".")
@@ -122,10 +122,10 @@ def predict(arguments: Namespace) -> None:
         write_labels(staged, *columns, format=kind).replace(path)
     if not arguments.quiet:
         summary.print_prediction(
-            {**_outcome(found, model.n_clusters), **_scores(source, found)}, source.features.shape
+            {**outcome(found, model.n_clusters), **_scores(source, found)}, source.features.shape
         )
         summary.print_written([path])
-    _print_notes(notes)
+    print_notes(notes)
 
 
 def report(arguments: Namespace) -> None:
@@ -142,7 +142,7 @@ def info(arguments: Namespace) -> None:
 # Reading
 
 
-def _default_name(source: str) -> str:
+def default_name(source: str) -> str:
     """Return the name of a source before it is read (see :attr:`Source.name`)."""
     path = Path(source).resolve()
     return path.name if path.is_dir() else path.stem
@@ -183,18 +183,18 @@ def _fitted_columns(folder: Path, source: str) -> list[str] | None:
 def _fit(arguments: Namespace) -> Run:
     check_integer(arguments.seed, "seed", "coincide cluster", low=0)
     timings: Timings = {}
-    with _timed(timings, "read"):
+    with timed(timings, "read"):
         source = _load(arguments, arguments.columns)
     n_clusters = _n_clusters(arguments.clusters, source)
-    with _noted() as notes:
-        with _progress(arguments.quiet) as callback, _timed(timings, "fit"):
+    with noted() as notes:
+        with _progress(arguments.quiet) as callback, timed(timings, "fit"):
             model = CollisionClustering(
                 n_clusters,
                 random_state=arguments.seed,
                 callback=callback,
                 **_given_parameters(arguments),
             ).fit(source.features)
-        with _timed(timings, "predict"):
+        with timed(timings, "predict"):
             found = _predict(model, source.features, arguments.probabilities)
     return Run(arguments, source, model, found, timings, notes)
 
@@ -205,14 +205,15 @@ def _given_parameters(arguments: Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def _timed(timings: Timings, name: str) -> Iterator[None]:
+def timed(timings: Timings, name: str) -> Iterator[None]:
+    """Note how many seconds the block took."""
     started = time.perf_counter()
     yield
     timings[name] = time.perf_counter() - started
 
 
 @contextmanager
-def _noted() -> Iterator[list[str]]:
+def noted() -> Iterator[list[str]]:
     """Yield a list that afterwards holds the warnings meant for the user, each once."""
     notes: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
@@ -225,7 +226,8 @@ def _noted() -> Iterator[list[str]]:
             notes.append(text)
 
 
-def _print_notes(notes: list[str]) -> None:
+def print_notes(notes: list[str]) -> None:
+    """Print warnings, one a line."""
     for note in notes:
         print(f"coincide: warning: {note}", file=sys.stderr)
 
@@ -302,18 +304,19 @@ def _run_metrics(run: Run) -> dict[str, Any]:
         "seed": seed,
         "restarts": model.restarts_,
         "history": model.history_,
-        **_outcome(run.found, model.n_clusters),
+        **outcome(run.found, model.n_clusters),
         **_scores(source, run.found),
         **_kmeans(source, model.n_clusters, seed),
         "warnings": run.notes,
         "versions": summary.versions(),
         "machine": summary.machine(str(model.device_)),
         "timings": run.timings,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": now(),
     }
 
 
-def _outcome(found: Prediction, n_clusters: int) -> dict[str, Any]:
+def outcome(found: Prediction, n_clusters: int) -> dict[str, Any]:
+    """Return the cluster sizes, and how sure the model is."""
     return {
         "cluster_sizes": np.bincount(found.clusters, minlength=n_clusters).tolist(),
         "mean_confidence": float(found.confidence.mean(dtype=np.float64)),
@@ -332,7 +335,7 @@ def _kmeans(source: Source, n_clusters: int, seed: int) -> dict[str, Any]:
     if source.labels is None:
         return {}
     timings: Timings = {}
-    with warnings.catch_warnings(), _timed(timings, "seconds"):
+    with warnings.catch_warnings(), timed(timings, "seconds"):
         # Fewer distinct points than clusters: the scores show it.
         warnings.simplefilter("ignore", ConvergenceWarning)
         kmeans = KMeans(n_clusters, n_init=1, random_state=seed)
@@ -344,7 +347,7 @@ def _write_run(folder: Path, run: Run, metrics: dict[str, Any]) -> list[Path]:
     """Write all files of a run and return their paths; the page comes last, from the others."""
     arguments, found = run.arguments, run.found
     with staging(folder) as staged:
-        with _timed(run.timings, "write"):
+        with timed(run.timings, "write"):
             columns = (found.clusters, found.confidence, found.entropy, found.probabilities)
             write_labels(staged, *columns, format=arguments.format)
             run.model.save(staged)
@@ -354,3 +357,8 @@ def _write_run(folder: Path, run: Run, metrics: dict[str, Any]) -> list[Path]:
     if not arguments.no_report:
         written.append(write_report(folder))
     return written
+
+
+def now() -> str:
+    """Return the time, for the record."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

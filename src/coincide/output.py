@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,10 @@ from coincide.report.run_folder import (
     read_metrics,
 )
 
+CHECKPOINTS = "checkpoints"
+LOG = "log.jsonl"
+IMAGE_NAMES = "images.csv"
+GALLERY = "gallery"
 RUN_FILES = (
     LABELS_CSV,
     LABELS_PARQUET,
@@ -23,6 +28,7 @@ RUN_FILES = (
     REPORT,
     "model.safetensors",
     "model.json",
+    IMAGE_NAMES,
     METRICS,
 )
 _STAGING = ".coincide-"
@@ -71,6 +77,28 @@ def check_file(path: Path, *, replace: bool) -> None:
         raise ValueError(f"The file {path} exists: replace it with --overwrite.")
 
 
+def check_run(folder: Path, *, replace: bool) -> None:
+    """Refuse a folder for a training, like :func:`check_folder`; remove an unfinished one.
+
+    Raises
+    ------
+    ValueError, OSError
+        As :func:`check_folder`; also for an unfinished training that may not be replaced.
+    """
+    unfinished = folder / CHECKPOINTS
+    if not unfinished.is_dir():
+        check_folder(folder, replace=replace)
+        return
+    if not replace:
+        raise ValueError(
+            f"The folder {folder} holds an unfinished training: take it up with --resume, or"
+            " replace it with --overwrite."
+        )
+    shutil.rmtree(unfinished)
+    (folder / LOG).unlink(missing_ok=True)
+    check_folder(folder, replace=True)
+
+
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
     """Yield an empty folder within ``folder`` (so on its disk), removed with all it holds.
@@ -89,6 +117,9 @@ def replace_run(folder: Path, staged: Path) -> list[Path]:
     it is known.
     """
     written = []
+    shutil.rmtree(folder / GALLERY, ignore_errors=True)
+    if (staged / GALLERY).is_dir():
+        written.append((staged / GALLERY).replace(folder / GALLERY))
     for name in RUN_FILES:
         if (staged / name).is_file():
             written.append((staged / name).replace(folder / name))

@@ -71,6 +71,18 @@ def print_run(metrics: dict[str, Any]) -> None:
     _print(table, metrics)
 
 
+def print_training(metrics: dict[str, Any]) -> None:
+    """Print the table of a training on images, and with labels the table of scores."""
+    source, last = metrics["source"], metrics["history"][-1]
+    table = _facts((source["rows"], source["features"]), metrics)
+    if metrics["starts"]:
+        table.add_row("starts", f"{len({start['seed'] for start in metrics['starts']})}")
+    table.add_row("epochs", f"{metrics['n_epochs']:,}")
+    table.add_row("loss", f"{last['loss']:.4f}")
+    table.add_row("seconds of training", f"{metrics['timings']['fit']:.1f}")
+    _print(table, metrics)
+
+
 def print_prediction(outcome: dict[str, Any], shape: tuple[int, ...]) -> None:
     """Print the table of a prediction, and with labels the table of scores."""
     _print(_facts(shape, outcome), outcome)

@@ -136,6 +136,9 @@ def collision_cross_entropy(
     float16 and bfloat16 accumulate in float32 and are rounded once, at the end. In float32 and
     float64, class ids without smoothing are torch's cross-entropy, bit for bit.
 
+    On a CPU, with probabilities that need no gradient, nothing of the size of the input is kept
+    but the input and the target: change neither in place before the backward pass.
+
     Examples
     --------
     >>> logits = torch.tensor([[2.0, 0.0], [0.0, 0.0]])

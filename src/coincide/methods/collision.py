@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from coincide._checks import check_integer, check_option
 from coincide.losses import collision_cross_entropy
-from coincide.methods.method import UNKNOWN, Batch, Method, Outcome, weighted_mean
+from coincide.methods.method import UNKNOWN, AllRows, Batch, Method, Outcome, weighted_mean
+from coincide.methods.neighbors import mine_neighbors
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Certificate
 from coincide.pseudolabels.reduction import Reduction, reduce_problem
@@ -52,6 +53,9 @@ class CollisionMethod(Method):
         of the changed views, or those of a slow copy of the network.
     teacher_momentum : float
         Share of the slow copy that a step keeps.
+    n_neighbors : int
+        The loss is also taken on a changed view of one of so many neighbors of each row, mined in
+        the features before the first epoch, as SCAN does; 0 for none.
     """
 
     n_clusters: int
@@ -64,28 +68,45 @@ class CollisionMethod(Method):
     n_views: int = 1
     labeled_by: str = "plain"
     teacher_momentum: float = 0.99
+    n_neighbors: int = 0
     _guess: Vector | None = field(default=None, init=False, repr=False)
     _teacher: nn.Module | None = field(default=None, init=False, repr=False)
     _restored: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _neighbors: Tensor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_integer(self.n_views, "n_views", "CollisionMethod", low=1)
         check_option(self.labeled_by, "labeled_by", "CollisionMethod", LABELED_BY)
         self._solver = check_solver(self.solver, self.objective, "CollisionMethod", self.n_clusters)
 
+    def begin_epoch(self, epoch: int, n_epochs: int, data: AllRows | None) -> None:
+        """Mine the neighbors before the first epoch, where they are wanted."""
+        del n_epochs
+        if self.n_neighbors and epoch == 0 and data is not None:
+            self._neighbors = mine_neighbors(data.features(), self.n_neighbors)
+
+    def partners(self, rows: Tensor) -> Tensor | None:
+        """Return one of the neighbors of every row, drawn at random."""
+        if self._neighbors is None:
+            return None
+        drawn = torch.randint(self.n_neighbors, rows.shape)
+        return self._neighbors[rows.cpu(), drawn]
+
     def loss(self, network: nn.Module, batch: Batch) -> Outcome:
         """Return the mean over the views of collision cross-entropy to the batch's labels."""
+        changed = batch.views if batch.partners is None else (*batch.views, batch.partners)
         views = None
         if self.labeled_by == "views":
-            views = [network(view).float() for view in batch.views]
+            views = [network(view).float() for view in changed]
             probs = torch.stack([torch.softmax(view.detach(), 1) for view in views]).mean(0)
         else:
             teacher = self._slow_copy(network) if self.labeled_by == "teacher" else network
             with torch.no_grad():
                 probs = torch.softmax(teacher(batch.plain).float(), 1)
-        solved = self._solve(probs, batch.weights, batch.known)
+        with torch.autocast(probs.device.type, enabled=False):
+            solved = self._solve(probs, batch.weights, batch.known)
         if views is None:
-            views = [network(view).float() for view in batch.views]
+            views = [network(view).float() for view in changed]
         losses = [
             weighted_mean(
                 collision_cross_entropy(view, solved.labels, reduction="none"), batch.weights
@@ -116,6 +137,8 @@ class CollisionMethod(Method):
         if self._teacher is not None:
             copied = self._teacher.state_dict().items()
             state |= {f"teacher.{name}": tensor.clone() for name, tensor in copied}
+        if self._neighbors is not None:
+            state["neighbors"] = self._neighbors
         return state | self._restored
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -123,6 +146,7 @@ class CollisionMethod(Method):
         guess = state.get("guess")
         self._guess = None if guess is None else guess.double().cpu().numpy()
         self._teacher = None
+        self._neighbors = state.get("neighbors")
         self._restored = {name: t for name, t in state.items() if name.startswith("teacher.")}
 
     def _solve(self, probs: Tensor, weights: Tensor | None, known: Tensor | None) -> Solved:
@@ -133,7 +157,7 @@ class CollisionMethod(Method):
         reduction = self._reduce(probs.double() if double else probs, weights, known)
         problem = reduction.problem
         if problem.mass() == 0:  # every row is known, on every process
-            return Solved(reduction.expand(problem.probs), 0, True, None)
+            return Solved(reduction.expand(problem.probs).to(probs), 0, True, None)
         if solver.estimates_gap:
             found = run_uncertified(solver, problem, tol=self.label_tol, max_iter=solver.max_iter)
         else:

@@ -24,7 +24,9 @@ from coincide.pseudolabels.problem import Certificate, Problem, certify
 from coincide.pseudolabels.working_set import WorkingSet, working_set
 
 _MOST_CLASSES = 10_000
-_PATIENCE = 8  # Newton steps in which the gap must fall to a tenth
+_PATIENCE = 8  # Newton steps in which the gap must fall to a tenth, or the dual rise clearly
+_CLEARLY = 1e-2
+_MOST_SLACK = 8.0
 _SMALL = 20_000  # entries: up to here the interior point on all is as quick as choosing some
 _CANDIDATES = 4  # a row at most, and as many more in every round as _MORE_CANDIDATES
 _MORE_CANDIDATES = 2
@@ -127,9 +129,12 @@ def _first_multipliers(problem: Problem, labels: Tensor | None) -> Vector:
 
 
 def _climb(state: ActiveSetState) -> ActiveSetState:
+    before = state.ascent.point.value
     trial = state.ascent.step()
     state.expected_gap = trial.gap
     state.patience -= 1
+    if trial.value > before + _CLEARLY:
+        state.patience = _PATIENCE
     if trial.gap < state.goal:
         state.goal, state.patience = trial.gap / 10, _PATIENCE
     return state
@@ -139,12 +144,12 @@ def _open(state: ActiveSetState, multipliers: Vector, slack: float) -> None:
     """Start the interior point on the classes within ``slack``; in the end, on all of them."""
     whole = state.problem.sums is not None or state.problem.probs.numel() <= _SMALL
     state.rounds += 1
-    if whole or state.rounds > _MOST_ROUNDS:
+    if whole or state.rounds > _MOST_ROUNDS or not np.isfinite(slack):
         state.working = state.problem.to(torch.float64)
     else:
         point = evaluate(state.problem, state.search, multipliers)
         most = _CANDIDATES + _MORE_CANDIDATES * state.rounds
-        state.working = working_set(state.problem, point, slack, most)
+        state.working = working_set(state.problem, point, min(slack, _MOST_SLACK), most)
     state.center, state.bound = multipliers, float("-inf")
     state.interior = InteriorPoint().start(state.working, None, state.tol * _SHARE_OF_TOL)
 
@@ -163,6 +168,6 @@ def _solve(state: ActiveSetState) -> ActiveSetState:
     found = state.interior.multipliers
     state.bound = state.problem.lower_bound(found)
     state.expected_gap = state.working.value(state.interior.labels) - state.bound
-    if state.expected_gap > state.tol:
+    if not state.expected_gap <= state.tol:
         _open(state, found, _REACH * float(np.abs(found - state.center).max()))
     return state

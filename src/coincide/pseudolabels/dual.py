@@ -103,15 +103,19 @@ def evaluate(problem: Problem, search: RowMinimizers, multipliers: Vector) -> Po
     classes = len(multipliers)
     answer = torch.bincount(rows.steep, weights * rows.share, classes)
     answer += torch.bincount(rows.flat, weights * (1 - rows.share), classes)
-    mean_label = problem.summed(answer.double().cpu().numpy()) + problem.held
+    free, split, own_value = problem.summed(
+        answer.double().cpu().numpy(),
+        _split_mass(rows, weights, classes),
+        (weights @ rows.values).cpu().numpy(),
+    )
+    mean_label = free + problem.held
     conjugate = coupling.conjugate(multipliers, prior, fairness)
-    value = problem.total(rows.values) - float(multipliers @ problem.held) - conjugate
+    value = float(own_value) - float(multipliers @ problem.held) - conjugate
     return Point(
         multipliers=multipliers,
         value=value + problem.held_loss,
         slope=coupling.proposal(multipliers, prior, fairness) - mean_label,
-        curvature=coupling.stiffness(multipliers, prior, fairness)
-        + _laplacian(problem.summed(_split_mass(rows, weights, classes)), multipliers),
+        curvature=coupling.stiffness(multipliers, prior, fairness) + _laplacian(split, multipliers),
         gap=coupling.value(mean_label, prior, fairness)
         + float(multipliers @ mean_label)
         + conjugate,

@@ -150,22 +150,23 @@ class _Coupling:
     """The K×K system that ties the rows together through the mean label, on the CPU."""
 
     def __init__(self, gram: Vector, curvature: Vector, off: Vector) -> None:
-        matrix = -gram
-        np.fill_diagonal(matrix, 0)
+        self._gram = gram
+        np.fill_diagonal(self._gram, 0)
         # The rows of Σ P_i sum to 0: their diagonal follows from the rest without cancellation.
-        np.fill_diagonal(matrix, -matrix.sum(1))
-        self._matrix = matrix
+        self._diagonal = self._gram.sum(1)
         self._root = np.sqrt(curvature)
         self._off = np.divide(off, self._root, out=np.zeros_like(off), where=self._root > 0)
-        system = self._root[:, None] * matrix * self._root
-        system.flat[:: len(off) + 1] += 1
+        system = self._gram * -self._root[:, None]
+        system *= self._root
+        system.flat[:: len(off) + 1] = 1 + self._diagonal * curvature
         with one_blas_thread(len(off)):
-            self._factor, info = lapack.dpotrf(system, lower=1, overwrite_a=1)
+            # Symmetric, so its transpose is in the order that LAPACK overwrites.
+            self._factor, info = lapack.dpotrf(system.T, lower=1, overwrite_a=1, clean=0)
         self.broken = info != 0
 
     def apply(self, vector: Vector) -> Vector:
         """Return ``(Σ_i ω_i P_i) vector``."""
-        product: Vector = self._matrix @ vector
+        product: Vector = self._diagonal * vector - self._gram @ vector
         return product
 
     def solve(self, pull: Vector) -> Vector:

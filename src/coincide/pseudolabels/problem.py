@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from coincide.pseudolabels.kernels import RowKernels, dual_values, row_kernels
-from coincide.pseudolabels.kernels.shared_rows import NoRows, SharedRows, Sums
+from coincide.pseudolabels.kernels.shared_rows import NoRows, SharedRows, Sums, sum_together
 from coincide.pseudolabels.objectives import Objective, Vector
 
 
@@ -63,14 +64,14 @@ class Problem:
     guess: Vector | None = None
     sums: Sums | None = None
 
-    def summed(self, vector: Vector) -> Vector:
-        """Return the sum of a vector over the processes that hold rows."""
-        return vector if self.sums is None else self.sums.sum(vector)
+    def summed(self, *arrays: Vector) -> Sequence[Vector]:
+        """Return the sums of arrays over the processes that hold rows."""
+        return arrays if self.sums is None else sum_together(self.sums, *arrays)
 
     def total(self, values: Tensor) -> float:
         """Return ``Σ_i ω_i values_i`` over the free rows of all processes."""
-        own = float(self.weights.double() @ values.double())
-        return own if self.sums is None else float(self.sums.sum(np.array([own]))[0])
+        own = self.weights.double() @ values.double()
+        return float(self.summed(own.cpu().numpy())[0])
 
     def mass(self) -> float:
         """Return the share of the free rows of all processes."""
@@ -99,7 +100,7 @@ class Problem:
     def mean_label(self, labels: Tensor) -> Vector:
         """Return ``ȳ``, known rows included."""
         free: Vector = (self.weights.double() @ labels.double()).cpu().numpy()
-        return self.summed(free) + self.held
+        return self.summed(free)[0] + self.held
 
     def multipliers(self, mean_label: Vector) -> Vector:
         """Return ``w = -Φ'(ȳ)``."""

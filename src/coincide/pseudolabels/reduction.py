@@ -114,7 +114,8 @@ def reduce_problem(
         held_loss = float(mass @ -probs[rows, ids].double().log())
         probs, shares = probs[free], shares[free]
     if sums is not None:
-        held, (held_loss,) = sums.sum(held), sums.sum(np.array([held_loss]))
+        totals = sums.sum(np.append(held, held_loss))
+        held, held_loss = totals[:-1], float(totals[-1])
     classes = None
     forbidden = prior == 0
     if isinstance(OBJECTIVES[objective].coupling, ForwardKL) and fairness > 0 and forbidden.any():
@@ -142,7 +143,7 @@ def reduce_problem(
         OBJECTIVES[objective],
         backend,
         held,
-        float(held_loss),
+        held_loss,
         guess,
         sums,
     )

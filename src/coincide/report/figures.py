@@ -22,7 +22,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from coincide.report.confusion import Confusion
@@ -239,7 +239,7 @@ def share_range(
     _epoch_axis(axes)
     axes.set_ylim(0, 1.08 * max(*largest, 1 / n_clusters))
     axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
     return _svg(
         figure,
         "shares",
@@ -289,10 +289,11 @@ def confusion(table: Confusion) -> Markup:
         patch = Rectangle((column, row), 1, 1, facecolor=ACCENT, alpha=alpha, clip_on=False)
         patch.set_gid(f"cell-{row}-{column}")
         axes.add_patch(patch)
-        if numbered and share >= 0.005:
+        if numbered and (percent := f"{100 * share:.0f}") != "0":
             axes.text(
-                *(column + 0.5, row + 0.5),
-                f"{100 * share:.0f}",
+                column + 0.5,
+                row + 0.5,
+                percent,
                 color=INK,
                 size=FONT_SIZE,
                 ha="center",

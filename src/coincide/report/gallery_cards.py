@@ -73,24 +73,27 @@ def gallery_cards(gallery: Gallery, labels: LabelSummary) -> GalleryCards:
         order.sort(key=lambda line: -gallery.clusters[line].size)
     shown = order[:MAX_NAMED_CLUSTERS]
     clusters = [gallery.clusters[line] for line in shown]
-    longest = max(max(len(cluster.most), len(cluster.least)) for cluster in clusters)
+    longest = max((len(cluster.most) for cluster in clusters if cluster.least), default=0)
     return GalleryCards(
-        note=_note(clusters, len(gallery.clusters), labels.sizes),
+        note=_note(clusters, labels.sizes),
         cards=[_card(gallery.clusters[line], gallery.tiles[line]) for line in shown],
         is_tiny=max(gallery.tiles.shape[2:4]) <= TINY_SIDE,
         is_short=longest <= ABREAST,
     )
 
 
-def _note(clusters: list[ClusterImages], n_clusters: int, sizes: NDArray[np.int64]) -> str:
+def _note(clusters: list[ClusterImages], sizes: NDArray[np.int64]) -> str:
     """Say which clusters and images are shown, and how to read them."""
     sentences = ["The images of each cluster at both ends of the scale of confidence."]
-    if len(clusters) < n_clusters:
-        sentences = [f"The largest {len(clusters)} of {whole(n_clusters)} clusters, by size."]
+    if len(sizes) > MAX_NAMED_CLUSTERS:
+        sentences = [
+            f"The largest {len(clusters)} of {whole(len(sizes))} clusters, by size: their images at"
+            " both ends of the scale of confidence."
+        ]
     if any(cluster.majority for cluster in clusters):
         sentences.append(
             "Purity is the share of the most frequent class among the images whose class is known;"
-            " images of another class have a dashed frame."
+            " images of another class have a frame."
         )
     empty = np.flatnonzero(sizes == 0).tolist()
     if empty:
@@ -109,7 +112,9 @@ def _card(cluster: ClusterImages, tiles: Array) -> Card:
     if cluster.majority is not None:
         known = cluster.majority.known
         of = f" of {whole(known)} known" if known < cluster.size else ""
-        facts.append(f"mostly {cluster.majority.name}, purity {share(cluster.majority.purity)}{of}")
+        facts.append(
+            f"mostly {cluster.majority.name}, purity\u00a0{share(cluster.majority.purity)}{of}"
+        )
     n_most = len(cluster.most)
     headings = ("Most certain", "Least certain") if cluster.least else ("All of them", "")
     strips = [

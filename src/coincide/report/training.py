@@ -13,7 +13,7 @@ import numpy as np
 from coincide.report import figures
 from coincide.report.figures import Plate
 from coincide.report.run_folder import number, records
-from coincide.report.words import counted, decimal, whole
+from coincide.report.words import MISSING, counted, decimal, whole
 
 MAX_STARTS = 12  # shown
 
@@ -83,7 +83,7 @@ def read_starts(metrics: dict[str, Any]) -> Starts | None:
         by_seed.setdefault(str(start.get("seed")), {})[rounds[_round(start)]] = outcome
     order = sorted(by_seed.items(), key=lambda item: _place(item[1]))
     lines = [
-        (seed, [(decimal(loss), kept) for loss, kept in _in_rounds(outcomes)])
+        (seed, [(_loss(loss), kept) for loss, kept in _in_rounds(outcomes)])
         for seed, outcomes in order[:MAX_STARTS]
     ]
     caption = (
@@ -92,7 +92,7 @@ def read_starts(metrics: dict[str, Any]) -> Starts | None:
     )
     seed, outcomes = order[0]
     if outcomes.get(len(rounds) - 1, (math.nan, False))[1]:
-        caption += f" The run is the start of seed {seed}."
+        caption += f" The full training is that of seed {seed}."
     if (more := len(order) - MAX_STARTS) > 0:
         caption += f" {counted(more, 'start')} that did no better {'is' if more == 1 else 'are'}"
         caption += " left out of the table."
@@ -114,6 +114,10 @@ def _place(outcomes: dict[int, tuple[float, bool]]) -> tuple[int, bool, float]:
 def _in_rounds(outcomes: dict[int, tuple[float, bool]]) -> list[tuple[float, bool]]:
     """Return the outcome of every round up to the last, without a loss where there is none."""
     return [outcomes.get(place, (math.nan, False)) for place in range(max(outcomes) + 1)]
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else MISSING
 
 
 def _last_epoch(metrics: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from coincide._checks import check_integer
+from coincide._checks import check_integer, parameter_message
 
 FORMAT = 1
 
@@ -156,6 +156,10 @@ class Checkpoints:
             ) from failures[0]
         return None
 
+    def last_number(self) -> int:
+        """Return the highest number that a checkpoint has, whole or not; 0 if there are none."""
+        return max((int(_NAME.fullmatch(p.name)[1]) for p in self._newest_first()), default=0)  # type: ignore[index]
+
     def _newest_first(self) -> list[Path]:
         try:
             paths = list(self.folder.iterdir())
@@ -173,7 +177,7 @@ class Checkpoints:
 def _packed(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
     """Return the file of a checkpoint."""
     if not isinstance(about, Mapping):
-        raise TypeError(f"The 'about' parameter of Checkpoints.save must be a dict. Got {about!r}.")
+        raise TypeError(parameter_message("about", "Checkpoints.save", "a dict", about))
     held = {_STATE + name: _plain(name, tensor) for name, tensor in tensors.items()}
     document = {"format": FORMAT, "about": _encoded(dict(about))}
     held[_ABOUT] = _as_tensor(json.dumps(document, allow_nan=False).encode())

@@ -28,7 +28,7 @@ VECTOR_ADVICE = Advice(
     stuck="Try a smaller weight_decay, another learning_rate, or another scaling.",
 )
 IMAGE_ADVICE = Advice(
-    empty="Try a larger fairness (it is relative to the mean loss), fewer clusters, or more starts.",
+    empty="Try a larger fairness (relative to the mean loss), fewer clusters, or more starts.",
     shared="There may be fewer clusters in the images; try fewer, more starts, or another view.",
     stuck="Try another learning_rate, a smaller weight_decay, or a weaker view.",
 )

@@ -98,6 +98,8 @@ class ImageTrainingConfig(TrainingConfig):
         See :func:`coincide.data.image_views.build_image_view`.
     labeled_fraction : float
         Share of the labels that training may use, drawn evenly from the classes; 0 for none.
+    pretext_epochs : int or None
+        Passes of SimCLR over the images before any clusters; None: 30 on small data, else 0.
     starts : int or None
         Short starts, of which the best by loss goes on; None: 8 on small data, fewer on large.
     start_epochs : int
@@ -126,6 +128,7 @@ class ImageTrainingConfig(TrainingConfig):
     network: str = _setting("auto", "small-conv, vgg4, resnet18, module:function, ...")
     view: str = _setting("auto", "affine, standard, simclr, strong, none, ...")
     labeled_fraction: float = _setting(0.0, "share of the labels that training may use")
+    pretext_epochs: int | None = _setting(None, "passes of SimCLR before any clusters")
     starts: int | None = _setting(None, "short starts, of which the best by loss goes on")
     start_epochs: int = _setting(12, "epochs between two halvings of the starts")
     seed: int = _setting(0, "seed of all randomness")

@@ -97,7 +97,7 @@ class TorchRanks:
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in trained]
         sent = torch.cat([held, *(gradient.detach().flatten() for gradient in gradients)])
         dist.all_reduce(sent)
-        counts, *sums = sent.split([len(trained), *(p.numel() for p in trained)])
+        counts, *sums = torch.split(sent, [len(trained), *(p.numel() for p in trained)])
         for parameter, summed, count in zip(trained, sums, counts.tolist(), strict=True):
             if count:
                 parameter.grad = (summed / self.size).view_as(parameter).to(parameter.dtype)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from coincide._checks import (
 )
 from coincide.data.image_views import build_image_view
 from coincide.data.images import ImageRows, ImageSource, channel_statistics
-from coincide.methods import METHODS, UNKNOWN, Method
+from coincide.methods import METHODS, UNKNOWN, Method, SimCLR
 from coincide.networks import Network, build_image_network, linear_head
 from coincide.pseudolabels.kernels import choose_backend
 from coincide.training.collapse import IMAGE_ADVICE, signs_of_collapse
@@ -39,6 +39,8 @@ _OWNER = "train_images"
 _SMALL_IMAGE = 16
 _SMALL_DATA = 5_000_000  # pixels up to which eight starts are made, and half of them up to twice
 _STARTS = 8
+_PRETEXT_EPOCHS = 30
+_PRETEXT_DECAY = 1e-4
 _SHARED_OPTIONS = ("fairness", "objective", "solver")
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
@@ -96,7 +98,7 @@ class ImageTraining:
     view : callable, optional
         A view of the user's own.
     initial : dict of Tensor, optional
-        Weights that the backbone starts from, such as a pretext's.
+        Weights that the backbone starts from, such as those of an earlier run.
     ranks : Ranks, optional
         The processes that share every batch.
 
@@ -130,6 +132,11 @@ class ImageTraining:
         self.starts = Starts(
             self._build, seeds, round_epochs=self.config.start_epochs, device=self.device
         )
+        self.pretext: Starts | None = None
+        if self.config.pretext_epochs:
+            self.pretext = Starts(
+                self._build_pretext, seeds[:1], round_epochs=1, device=self.device
+            )
 
     def fit(
         self,
@@ -152,25 +159,52 @@ class ImageTraining:
             if on_epoch is not None:
                 on_epoch(record, found)
 
-        trainer = self.starts.fit(
-            self.data,
-            on_epoch=watch,
-            on_step=None if on_step is None else lambda _, record: on_step(record),
-        )
+        step = None if on_step is None else lambda _, record: on_step(record)
+        if self.pretext is not None:
+            trained = self.pretext.fit(self.data, on_epoch=watch, on_step=step)
+            self.initial = dict(trained.network.get_submodule("backbone").state_dict())
+            self.pretext = None
+        trainer = self.starts.fit(self.data, on_epoch=watch, on_step=step)
         return self._describe(trainer)
 
     def state(self) -> State:
         """Return all that the training depends on, from inside a callback of :meth:`fit`."""
-        return self.starts.running_state()
+        if self.pretext is not None:
+            tensors, about = self.pretext.running_state()
+            return tensors, {"pretext": about}
+        tensors, about = self.starts.running_state()
+        if self.config.pretext_epochs and self.initial is not None:
+            tensors |= {f"initial.{name}": tensor for name, tensor in self.initial.items()}
+        return tensors, {"starts": about}
 
     def restore(self, state: State) -> None:
         """Take up a state of a training with the same source and settings."""
-        self.starts.restore(*state)
+        tensors, about = state
+        if "pretext" in about:
+            assert self.pretext is not None
+            self.pretext.restore(tensors, about["pretext"])
+            return
+        self.pretext = None
+        initial = {n.removeprefix("initial."): t for n, t in tensors.items() if n[:8] == "initial."}
+        self.initial = initial or self.initial
+        self.starts.restore(tensors, about["starts"])
 
     def _build(self, seed: int) -> Trainer:
         """Return a fresh trainer; torch's generators are seeded already."""
-        config = self.config
-        method = build_method(config, self.device)
+        return self._assemble(build_method(self.config, self.device), self.config, seed)
+
+    def _build_pretext(self, seed: int) -> Trainer:
+        """Return a fresh trainer of SimCLR."""
+        assert self.config.n_clusters is not None
+        config = dataclasses.replace(
+            self.config,
+            max_epochs=self.config.pretext_epochs,
+            schedule="cosine",
+            weight_decay=_PRETEXT_DECAY,
+        )
+        return self._assemble(SimCLR(self.config.n_clusters), config, seed)
+
+    def _assemble(self, method: Method, config: ImageTrainingConfig, seed: int) -> Trainer:
         backbone, width = build_image_network(
             self.network or config.network, self.image_shape, self.mean, self.std
         )
@@ -245,10 +279,16 @@ def fill_in(config: ImageTrainingConfig, source: ImageSource) -> ImageTrainingCo
     if starts is None:
         pixels = count * channels * height * width
         starts = max(1, min(_STARTS, _STARTS * _SMALL_DATA // max(pixels, 1)))
+    pretext = config.pretext_epochs
+    if pretext is None:
+        small = count * channels * height * width <= _SMALL_DATA
+        pretext = _PRETEXT_EPOCHS if small and config.method != "simclr" else 0
     network = config.network
     if network == "auto":
         network = "small-conv" if max(height, width) <= _SMALL_IMAGE else "vgg4"
-    return dataclasses.replace(config, n_clusters=n_clusters, starts=starts, network=network)
+    return dataclasses.replace(
+        config, n_clusters=n_clusters, starts=starts, network=network, pretext_epochs=pretext
+    )
 
 
 def check_config(config: ImageTrainingConfig, source: ImageSource) -> None:

@@ -33,6 +33,13 @@ class Sums(Protocol):
         ...
 
 
+def sum_together(sums: Sums, *arrays: Vector) -> list[Vector]:
+    """Return the sums of several arrays over the processes, in one message."""
+    flat = sums.sum(np.concatenate([array.ravel() for array in arrays]))
+    pieces = np.split(flat, np.cumsum([array.size for array in arrays])[:-1])
+    return [piece.reshape(own.shape) for piece, own in zip(pieces, arrays, strict=True)]
+
+
 class NoRows:
     """The kernels of a process that has no row to solve for: it adds nothing to the sums."""
 
@@ -87,24 +94,19 @@ class SharedRows:
     def factor(self) -> Factors:
         """Factor the own rows' Hessians and sum over all rows."""
         own = self._rows.factor()
-        return Factors(
-            self._sums.sum(own.gram),
-            self._sums.sum(own.pull),
-            self._sums.sum(own.mean_label),
-            self._number(own.complementarity),
+        gram, pull, mean_label, complementarity = sum_together(
+            self._sums, own.gram, own.pull, own.mean_label, np.array(own.complementarity)
         )
+        return Factors(gram, pull, mean_label, float(complementarity))
 
     def predict(self, shift: Vector) -> Prediction:
         """Find the affine direction of the own rows; sum over all."""
         own = self._rows.predict(shift)
-        return Prediction(
-            self._sums.least(own.low),
-            -self._sums.least(-own.high),
-            self._number(own.first),
-            self._number(own.second),
-            self._sums.sum(own.center),
-            self._sums.sum(own.bend),
+        numbers, center, bend = sum_together(
+            self._sums, np.array([own.first, own.second]), own.center, own.bend
         )
+        low, high = self._sums.least(own.low), -self._sums.least(-own.high)
+        return Prediction(low, high, float(numbers[0]), float(numbers[1]), center, bend)
 
     def correct(self, shift: Vector, target: float) -> Extents:
         """Find the corrected direction of the own rows, and the extents of all."""
@@ -114,6 +116,3 @@ class SharedRows:
     def advance(self, length: float) -> StepArrays:
         """Take a step on the own rows."""
         return self._rows.advance(length)
-
-    def _number(self, value: float) -> float:
-        return float(self._sums.sum(np.array([value]))[0])

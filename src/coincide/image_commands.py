@@ -1,0 +1,335 @@
+"""What ``coincide train`` does, and ``coincide predict`` with a model of images.
+
+A training writes as it goes: a line of JSON an epoch, checkpoints that it can be taken up from;
+at the end the files of every run, and a gallery of the clusters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from coincide import commands, summary
+from coincide._checks import find_device
+from coincide._model_files import DESCRIPTION, load_description
+from coincide.commands import Timings, noted, now, print_notes, timed
+from coincide.data.images import ImageSource, read_images
+from coincide.image_output import (
+    as_prediction,
+    describe_run,
+    scores,
+    skipped,
+    write_image_run,
+)
+from coincide.output import (
+    CHECKPOINTS,
+    LOG,
+    check_file,
+    check_run,
+    staging,
+)
+from coincide.report import (
+    write_labels,
+)
+from coincide.training.checkpoint import CheckpointError, Checkpoints, StopRequest
+from coincide.training.config import ImageTrainingConfig
+from coincide.training.distributed import join_ranks
+from coincide.training.image_model import KIND, load_image_model
+from coincide.training.images import ImageRun, ImageTraining
+from coincide.training.loop import EpochRecord, StepRecord
+from coincide.training.ranks import Ranks
+
+
+class Stopped(RuntimeError):  # noqa: N818
+    """The training was asked to stop and has saved where it stands: not an error."""
+
+
+def train(arguments: Namespace) -> None:
+    """Train a network on images and write the folder of the run."""
+    named = arguments.out is not None
+    folder = arguments.out or Path(f"coincide-{commands.default_name(arguments.source)}")
+    if not arguments.resume:
+        check_run(folder, replace=arguments.overwrite or not named)
+    timings: Timings = {}
+    with timed(timings, "read"):
+        source = _read(arguments, arguments.split)
+    config = _config(arguments)
+    device = find_device(config.device, "coincide train")
+    with join_ranks(device) as ranks, noted() as notes:
+        training = ImageTraining(source, config, initial=_initial(arguments), ranks=ranks)
+        checkpoints = Checkpoints(folder / CHECKPOINTS)
+        if arguments.resume:
+            _take_up(training, checkpoints)
+        elif ranks.index == 0:
+            (folder / LOG).unlink(missing_ok=True)
+        with timed(timings, "fit"):
+            run = _fit(arguments, training, checkpoints, ranks)
+        if ranks.index > 0:
+            return
+    metrics = describe_run(arguments, source, run, notes, timings)
+    written = write_image_run(arguments, folder, source, run, metrics)
+    if not arguments.quiet:
+        summary.print_training(metrics)
+        summary.print_written(written)
+    print_notes([*run.signs, *notes])
+
+
+def predict(arguments: Namespace) -> None:
+    """Label new rows or images with the model of a run."""
+    folder: Path = arguments.folder
+    if not (folder / DESCRIPTION).is_file() or load_description(folder).get("kind") != KIND:
+        commands.predict(arguments)
+        return
+    path = arguments.out or folder / "predictions.csv"
+    model = load_image_model(folder, network=arguments.network)
+    check_file(path, replace=arguments.overwrite or arguments.out is None)
+    channels, height, width = model.image_shape
+    source = read_images(
+        arguments.source,
+        image_size=(height, width),
+        channels=channels,
+        split=arguments.split,
+        label_column=arguments.label_column,
+    )
+    found = as_prediction(model.predict_proba(source.images), arguments.probabilities)
+    with staging(path.parent) as staged:
+        kind = path.suffix.lower().removeprefix(".")
+        columns = (found.clusters, found.confidence, found.entropy, found.probabilities)
+        write_labels(staged, *columns, format=kind).replace(path)
+    if not arguments.quiet:
+        outcome = {**commands.outcome(found, model.n_clusters), **scores(source, found)}
+        summary.print_prediction(outcome, source.images.shape)
+        summary.print_written([path])
+    print_notes(skipped(source))
+
+
+# Reading and configuring
+
+
+def _read(arguments: Namespace, split: str) -> ImageSource:
+    with _bar(arguments.quiet, "reading") as move:
+        return read_images(
+            arguments.source,
+            image_size=arguments.image_size,
+            split=split,
+            label_column=arguments.label_column,
+            channels=arguments.channels,
+            cache=not arguments.no_cache,
+            progress=lambda done, total: move(done, total, "reading"),
+        )
+
+
+def _config(arguments: Namespace) -> ImageTrainingConfig:
+    """Return the settings: the defaults but for the options that were given."""
+    fields = [field.name for field in dataclasses.fields(ImageTrainingConfig)]
+    given = {name: getattr(arguments, name) for name in fields if hasattr(arguments, name)}
+    given["method_options"] = dict(arguments.method_options or ())
+    return ImageTrainingConfig(**{k: v for k, v in given.items() if v is not None})
+
+
+def _initial(arguments: Namespace) -> dict[str, Any] | None:
+    """Return the backbone of an earlier run."""
+    if arguments.start_from is None:
+        return None
+    network = load_image_model(arguments.start_from, device="cpu").network
+    backbone = network.get_submodule("backbone")
+    return dict(backbone.state_dict())
+
+
+# Training
+
+
+def _fit(
+    arguments: Namespace, training: ImageTraining, checkpoints: Checkpoints, ranks: Ranks
+) -> ImageRun:
+    """Train; save after every epoch and every few minutes, and when asked to stop."""
+    alone, main = ranks.size == 1, ranks.index == 0
+    saver = _Saver(checkpoints, training, main=main)
+    log = _Log(checkpoints.folder.parent / LOG, training, arguments.log if main else None)
+    with (
+        StopRequest() as stop,
+        _live(arguments.quiet or not main, training) as live,
+        contextlib.closing(log),
+    ):
+
+        def on_epoch(record: EpochRecord, signs: list[str]) -> None:
+            if main:
+                log.write(record, signs)
+                print_notes(signs)
+            saver.save()
+            if stop.requested and not alone:
+                raise Stopped
+
+        def on_step(record: StepRecord) -> None:
+            live(record)
+            # Between epochs only, where several processes would have to agree on the step.
+            if not alone:
+                return
+            if stop.requested:
+                saver.save()
+                raise Stopped
+            if saver.age() > arguments.checkpoint_every:
+                saver.save()
+
+        try:
+            return training.fit(on_epoch=on_epoch, on_step=on_step)
+        except Stopped:
+            raise Stopped(
+                "stopped, and saved: the same command with --resume takes it up again."
+            ) from None
+
+
+class _Saver:
+    """Saves a training, and knows how long ago it did."""
+
+    def __init__(self, checkpoints: Checkpoints, training: ImageTraining, *, main: bool) -> None:
+        self._checkpoints = checkpoints
+        self._training = training
+        self._main = main
+        self._number = checkpoints.last_number()
+        self._saved = time.monotonic()
+
+    def save(self) -> None:
+        """Write a checkpoint; a full disk is said, and does not end the training."""
+        self._saved = time.monotonic()
+        if not self._main:
+            return
+        self._number += 1
+        tensors, about = self._training.state()
+        told = {"state": about, "settings": _settings(self._training)}
+        try:
+            self._checkpoints.save(self._number, tensors, told)
+        except CheckpointError as error:
+            print_notes([f"No checkpoint was written: {error}"])
+
+    def age(self) -> float:
+        """Return the seconds since the last save."""
+        return time.monotonic() - self._saved
+
+
+def _settings(training: ImageTraining) -> dict[str, Any]:
+    """Return what a checkpoint and the training that takes it up must have in common."""
+    images = training.source.images
+    return {
+        **asdict(training.config),
+        "source": training.source.name,
+        "images": list(images.shape),
+        "processes": training.ranks.size,
+    }
+
+
+def _take_up(training: ImageTraining, checkpoints: Checkpoints) -> None:
+    """Restore the newest checkpoint, or refuse one of other settings by name."""
+    found = checkpoints.latest()
+    if found is None:
+        raise ValueError(
+            f"There is nothing to resume in {checkpoints.folder}: leave out --resume to begin."
+        )
+    tensors, about = found
+    before, now = about["settings"], json.loads(json.dumps(_settings(training)))
+    for name in now:
+        if before.get(name) != now[name]:
+            raise ValueError(
+                f"The training to resume has {name} = {before.get(name)!r}, not {now[name]!r}:"
+                " give the same options, or begin anew without --resume."
+            )
+    training.restore((tensors, about["state"]))
+
+
+class _Log:
+    """The log of a training: a line of JSON an epoch, and TensorBoard or W&B if asked for."""
+
+    def __init__(self, path: Path, training: ImageTraining, kind: str | None) -> None:
+        self._path = path
+        self._training = training
+        self._writer: Any = None
+        self._run: Any = None
+        if kind == "tensorboard":
+            module = _optional("torch.utils.tensorboard", "tensorboard")
+            self._writer = module.SummaryWriter(str(path.parent / "tensorboard"))
+        if kind == "wandb":
+            module = _optional("wandb", "wandb")
+            self._run = module.init(project="coincide", config=asdict(training.config))
+
+    def write(self, record: EpochRecord, signs: list[str]) -> None:
+        """Write what an epoch looked like."""
+        seed = self._training.starts.seed
+        told = {"time": now(), "seed": seed, **asdict(record), "signs": signs}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(told) + "\n")
+        numbers = {k: v for k, v in told.items() if isinstance(v, int | float)}
+        numbers |= {f"quantities/{name}": value for name, value in record.quantities.items()}
+        if self._writer is not None:
+            for name, value in numbers.items():
+                self._writer.add_scalar(f"{name}/start-{seed}", value, record.epoch)
+        if self._run is not None:
+            self._run.log(numbers)
+
+    def close(self) -> None:
+        """Close what was opened."""
+        if self._writer is not None:
+            self._writer.close()
+        if self._run is not None:
+            self._run.finish()
+
+
+def _optional(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"--log {package} needs a package: pip install {package}.") from error
+
+
+@contextmanager
+def _live(quiet: bool, training: ImageTraining) -> Iterator[Callable[[StepRecord], None]]:
+    """Yield a callback that shows where the training stands: loss, clusters, images a second."""
+    rows, started = 0, time.monotonic()
+    with _bar(quiet, "training") as move:
+
+        def show(record: StepRecord) -> None:
+            nonlocal rows
+            rows += record.rows
+            speed = rows / max(time.monotonic() - started, 1e-9)
+            records = training.starts.trainer.records
+            parts = [f"start {training.starts.seed % 1000 + 1}"] if training.config.starts else []
+            parts.append(f"loss {float(record.loss):.3f}")
+            if records:
+                last = records[-1]
+                shares = f"{last.least_share:.1%} to {last.largest_share:.1%}"
+                parts.append(f"{last.live_clusters} clusters of {shares}")
+            parts.append(f"{speed:,.0f} images/s")
+            move(record.step, record.n_steps, ", ".join(parts))
+
+        yield show
+
+
+@contextmanager
+def _bar(quiet: bool, name: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Yield what moves a progress bar, on a terminal only."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=quiet or not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total, text: bar.update(
+            task, completed=done, total=total, description=text
+        )
