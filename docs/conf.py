@@ -35,6 +35,8 @@ public_modules = [
     "coincide",
     "coincide.losses",
     "coincide.pseudolabels",
+    "coincide.methods",
+    "coincide.networks",
     "coincide.cluster",
     "coincide.metrics",
 ]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import signal
 from collections.abc import Callable
 
 import pytest
@@ -21,11 +23,12 @@ from coincide.losses import CollisionCrossEntropyLoss, blocks, collision_cross_e
 SHAPES = [(5,), (1, 2), (7, 1), (9, 5), (0, 3), (3, 4, 6), (2, 4, 5, 3), (2, 3, 0), (2, 3, 2, 2, 3)]
 
 
-@pytest.fixture(params=[8, 50, 2**17])
+@pytest.fixture(params=[(8, 1), (8, 3), (50, 1), (2**17, 1)])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut small problems, too: within a sample, between samples, not at all."""
-    monkeypatch.setattr(blocks, "_BLOCK", request.param)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    """Cut small problems, too: within a sample, between samples, not at all; share them out."""
+    size, n_threads = request.param
+    monkeypatch.setattr(blocks, "_BLOCK", size)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
 
 
 def problem(
@@ -162,8 +165,8 @@ def test_weak_rows_among_others(dtype: torch.dtype) -> None:
     exact = logits.detach().double().requires_grad_(), probs.double()
     expected = composed(*exact, reduction="none")
     torch.testing.assert_close(loss.double(), expected, **tolerance)
-    found = gradient(collision_cross_entropy, logits, probs, reduction="sum")
-    expected = gradient(composed, *exact, reduction="sum")
+    found = gradient(collision_cross_entropy, logits, probs, reduction="none")
+    expected = gradient(composed, *exact, reduction="none")
     torch.testing.assert_close(found.double(), expected, **tolerance)
     assert found[0, 0, 3] == 0  # masked: exactly, not nearly
     assert found[1, 0, 2] == 0
@@ -242,6 +245,9 @@ def test_functional_transforms_and_forward_mode() -> None:
     torch.testing.assert_close(torch.func.jacfwd(loss)(z), expected)
     each = torch.func.vmap(torch.func.grad(collision_cross_entropy))(z, probs)
     torch.testing.assert_close(each, expected * 4)
+    losses = collision_cross_entropy(logits, probs, reduction="none")
+    jacobian = torch.func.vmap(lambda v: torch.autograd.grad(losses, logits, v)[0])(torch.eye(4))
+    torch.testing.assert_close(jacobian.sum(0), expected * 4)
     hessian = torch.func.hessian(loss)(z)
     torch.testing.assert_close(hessian, torch.autograd.functional.hessian(loss, z))
     with forward_ad.dual_level():
@@ -265,8 +271,74 @@ def test_traces_for_any_number_of_rows() -> None:
 
 def test_graph_capture_sees_plain_operations() -> None:
     logits, probs = problem((6, 5))
-    graph = make_fx(lambda z, y: collision_cross_entropy(z, y))(logits.detach(), probs)
+    graph = make_fx(CollisionCrossEntropyLoss())(logits.detach(), probs)
     torch.testing.assert_close(graph(logits[:], probs), composed(logits, probs))
+
+
+def test_subclasses_keep_their_rules() -> None:
+    class Marked(Tensor):
+        pass
+
+    logits, probs = problem((6, 5))
+    marked = logits.detach().as_subclass(Marked).requires_grad_()
+    loss = collision_cross_entropy(marked, probs)
+    assert isinstance(loss, Marked)
+    assert not in_blocks(loss)
+
+
+# --- threads --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "_BLOCK", 100)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_threads_in_inference_mode_and_under_autocast() -> None:
+    logits, probs = problem((40, 30), torch.float32)
+    expected = composed(logits, probs)
+    with torch.inference_mode():
+        torch.testing.assert_close(collision_cross_entropy(logits * 1, probs * 1), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(collision_cross_entropy(logits, probs), expected)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_an_error_in_a_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(x: Tensor) -> Tensor:
+        raise MemoryError
+
+    monkeypatch.setattr(blocks, "_exp", fail)
+    with pytest.raises(MemoryError):
+        collision_cross_entropy(*problem((40, 30)))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.usefixtures("three_threads")
+def test_a_forked_process_starts_its_own_threads() -> None:
+    logits, probs = problem((40, 30))
+    collision_cross_entropy(logits, probs)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        collision_cross_entropy(logits, probs)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_the_number_of_torch_threads_stays() -> None:
+    before = torch.get_num_threads()
+    blocks._threads.cache_clear()
+    torch.set_num_threads(3)
+    try:
+        collision_cross_entropy(*problem((400, 2000)))
+        assert torch.get_num_threads() == 3
+        assert blocks._threads(3).submit(torch.get_num_threads).result() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 # --- what it is for -------------------------------------------------------------------------

@@ -73,6 +73,12 @@ def test_the_labels_of_halves_are_those_of_the_whole(both, alone, case):
     torch.testing.assert_close(found, alone["labels"][case], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("objective", two_ranks.OBJECTIVES)
+def test_the_labels_of_parts_of_a_large_batch_are_those_of_the_whole(both, alone, objective):
+    found = torch.cat([rank["many"][objective] for rank in both])
+    torch.testing.assert_close(found, alone["many"][objective], atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("case", LABELINGS, ids=lambda case: "-".join(map(str, case)))
 def test_the_labels_of_a_half_alone_are_others(both, case):
     """Or nothing of the above would show that the processes talk."""

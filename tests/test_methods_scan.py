@@ -36,7 +36,7 @@ def test_a_row_is_not_its_own_neighbor_even_among_duplicates():
 
 
 def test_neighbors_that_cannot_be_mined_are_refused():
-    with pytest.raises(ValueError, match=r"'n_neighbors' parameter of SCAN must be below .* 20\b"):
+    with pytest.raises(ValueError, match=r"'n_neighbors' parameter of mine_neighbors must be below .* 20\b"):
         mine_neighbors(random(20, D), 20)
     features = random(30, D)
     features[7, 1], features[9, 0] = math.nan, math.inf
@@ -73,7 +73,7 @@ def test_neighbors_are_mined_once_and_survive_a_restart():
     assert torch.equal(method.state()["neighbors"], mined)
     resumed = SCAN(K, n_neighbors=5)
     resumed.restore(method.state())
-    resumed.begin_epoch(0, 4, other)  # stopped within epoch 0, whose network has moved on
+    resumed.begin_epoch(0, 4, None)  # stopped within epoch 0, whose network has moved on
     assert torch.equal(resumed.state()["neighbors"], mined)
     resumed.begin_epoch(0, 4, other)  # another fit
     assert not torch.equal(resumed.state()["neighbors"], mined)

@@ -258,18 +258,24 @@ def test_settings_are_listed(tmp_path):
     assert page.tags("script") == []
 
 
+def test_settings_that_are_the_parameters_are_listed_once(tmp_path):
+    settings = {"method": "collision"}
+    model = {"n_clusters": 4, "parameters": settings}
+    assert page_of(tmp_path, model=model, training=settings).text.count("method collision") == 1
+
+
 @pytest.mark.parametrize(
-    ("fraction", "words"),
+    ("known", "words"),
     [
-        (0.0, "The classes were used for this evaluation only"),
-        (0.1, "The training knew the classes of 10% of the rows"),
-        (0.015, "The training knew the classes of 1.5% of the rows"),
+        (0, "The classes were used for this evaluation only"),
+        (1, "The training knew the classes of 1 row;"),
+        (1_200, "The training knew the classes of 1,200 rows;"),
     ],
 )
-def test_the_use_of_classes_is_told_as_it_was(tmp_path, fraction, words):
-    page = page_of(tmp_path, training={"labeled_fraction": fraction})
+def test_the_use_of_classes_is_told_as_it_was(tmp_path, known, words):
+    page = page_of(tmp_path, known_labels=known)
     assert words in page.text
-    assert ("found without them" in page.text) == (fraction == 0)
+    assert ("found without them" in page.text) == (known == 0)
 
 
 @pytest.mark.parametrize(("n", "words"), [(1, "1 entry of"), (20, "20 entries"), (23, "23 ent")])

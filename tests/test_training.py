@@ -14,8 +14,9 @@ from coincide.methods.method import Batch, weighted_mean
 from coincide.networks import Network
 from coincide.training import loop as loop_module
 from coincide.training.config import TrainingConfig
-from coincide.training.loop import Data, EpochRecord, Seen, known_loss
+from coincide.training.loop import Data, EpochRecord, known_loss
 from coincide.training.ranks import Alone
+from coincide.training.seen import Seen
 from small_training import (
     UNIFORM,
     D,

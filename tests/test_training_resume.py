@@ -86,6 +86,20 @@ def test_a_training_stopped_after_any_step_goes_on_bit_for_bit(name):
         assert_same_training(resumed, whole)
 
 
+@pytest.mark.parametrize("name", ["collision", "sela"])
+@pytest.mark.parametrize("n_epochs", [0, 1, 2, 3])
+def test_a_training_stopped_between_epochs_goes_on_bit_for_bit(name, n_epochs):
+    data = Data(inputs())
+    whole, part, resumed = (fresh(name, seed=seed) for seed in (0, 0, 1))
+    torch.manual_seed(5)
+    whole.fit(data)
+    torch.manual_seed(5)
+    part.fit(data, until=n_epochs)
+    resumed.restore(*part.state())
+    resumed.fit(data)
+    assert_same_training(resumed, whole)
+
+
 @pytest.mark.parametrize("name", ["teacher", "scan"])
 def test_a_state_is_a_copy(name):
     data = Data(inputs())

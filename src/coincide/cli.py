@@ -47,6 +47,7 @@ _TYPES = {
     "str": str,
     "str | None": str,
     "bool": bool,
+    "bool | None": bool,
 }
 
 

@@ -169,7 +169,8 @@ def _fit(
                 log.write(record, signs)
                 print_notes(signs)
             saver.save()
-            if stop.requested and not alone:
+            # Several processes stop together, or the others would wait for ever.
+            if not alone and ranks.least(-float(stop.requested)) < 0:
                 raise Stopped
 
         def on_step(record: StepRecord) -> None:

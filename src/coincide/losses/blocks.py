@@ -9,25 +9,32 @@ With ``m = max_k z_k`` and ``e = exp(z - m)`` a row has ``σ·y = Σ e y / Σ e`
 
     ∂ ln σ·y / ∂z = softmax(z + ln y) - softmax(z) = e (y / Σ e y - 1 / Σ e) .
 
-Where ``Σ e y`` is too small for its terms to have all their digits, or not finite, a row is
+Where ``Σ e y`` is too small for its terms to have all their digits, or not a number, a row is
 *weak*, and taken in the logarithmic form instead, in which nothing underflows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-# Entries of a block for each thread: two or three arrays of 512 KiB of float32 stay in L2. With
-# several threads every pass over a block ends by waiting for the slowest: smaller blocks wait
-# more often than they gain.
+# Entries of a block: two or three arrays of 512 KiB of float32 stay in L2, and Python's share
+# of the time is small.
 _BLOCK = 2**17
+# More would wait for the interpreter, which a block needs for some 20 µs, and for memory.
+_MOST_THREADS = 8
+
+_Index = tuple[slice, ...]
 
 
 def fits_blocks(logits: Tensor, probs: Tensor) -> bool:
@@ -65,12 +72,15 @@ class LogCollisionInBlocks(torch.autograd.Function):
         """Keep three numbers a row, not one for each class: the exponentials are taken again."""
         shape = (3, logits.shape[0], 1, *logits.shape[2:])
         shift, total, collision = logits.new_empty(shape, dtype=dtype)
-        for rows in _blocks(logits.shape):
+
+        def collide(rows: _Index) -> None:
             z = logits[rows].to(dtype)
             shift[rows] = z.amax(1, keepdim=True)
             e = _exp(z - shift[rows])
             total[rows] = e.sum(1, keepdim=True)
             collision[rows] = e.mul_(probs[rows]).sum(1, keepdim=True)
+
+        _in_each_block(logits.shape, collide)
         ctx.save_for_backward(logits, probs, shift, total, collision)
         value: Tensor = (collision / total).log_().squeeze(1)
         weak = _weak(collision)
@@ -90,10 +100,13 @@ class LogCollisionInBlocks(torch.autograd.Function):
             return gradient.to(logits.dtype), None, None
         gradient = torch.empty_like(logits)
         of_total, of_collision = scale / total, scale / collision
-        for rows in _blocks(logits.shape):
+
+        def differentiate(rows: _Index) -> None:
             e = _exp(logits[rows] - shift[rows])
             slope = (probs[rows] * of_collision[rows]).sub_(of_total[rows])
             torch.mul(e, slope, out=gradient[rows])
+
+        _in_each_block(logits.shape, differentiate)
         weak = _weak(collision)
         if bool(weak.any()):
             of_weak = _log_gradient(*_rows(weak, logits, probs), total.dtype, -1)
@@ -108,14 +121,52 @@ def _is_batched(gradient: Tensor) -> bool:
     return is_legacy or torch._C._are_functorch_transforms_active()
 
 
-def _blocks(shape: torch.Size) -> Iterator[tuple[slice, ...]]:
+def _in_each_block(shape: torch.Size, work: Callable[[_Index], None]) -> None:
+    """Call ``work`` with the index of every block, in as many threads as torch may use.
+
+    Each block stays with one thread. Torch's own way, all threads together in every operation,
+    ends each by waiting for the slowest: a dozen times a block, and for long on a busy machine.
+    """
+    blocks = list(_blocks(shape))
+    n_threads = min(torch.get_num_threads(), len(blocks), _MOST_THREADS)
+    remaining = iter(blocks)
+
+    # Gradient and inference mode belong to threads; in this one any array may be written to.
+    @torch.inference_mode()
+    def drain(_: int) -> None:
+        for rows in remaining:
+            work(rows)
+
+    if n_threads <= 1:
+        drain(0)
+    else:
+        list(_threads(n_threads).map(drain, range(n_threads)))
+
+
+@cache
+def _threads(n_threads: int) -> ThreadPoolExecutor:
+    """Return threads, started once, whose operations run in that thread alone."""
+    return ThreadPoolExecutor(n_threads, "collision", _work_alone)
+
+
+if hasattr(os, "register_at_fork"):
+    # A forked process has the pools, but none of their threads.
+    os.register_at_fork(after_in_child=_threads.cache_clear)
+
+
+def _work_alone() -> None:
+    # Torch sets the number of a new thread at its first question, and would overwrite ours.
+    torch.get_num_threads()
+    threadpool_limits(1, user_api="openmp")
+
+
+def _blocks(shape: torch.Size) -> Iterator[_Index]:
     """Yield indices of blocks of whole rows: cut along N, and along d1 if that is not enough."""
-    size = _BLOCK * torch.get_num_threads()
-    n_length = max(1, size // max(1, math.prod(shape[1:])))
+    n_length = max(1, _BLOCK // max(1, math.prod(shape[1:])))
     if len(shape) == 2:
         yield from ((slice(i, i + n_length),) for i in range(0, shape[0], n_length))
         return
-    d_length = max(1, size // max(1, shape[1] * math.prod(shape[3:])))
+    d_length = max(1, _BLOCK // max(1, shape[1] * math.prod(shape[3:])))
     for i in range(0, shape[0], n_length):
         for j in range(0, shape[2], d_length):
             yield slice(i, i + n_length), slice(None), slice(j, j + d_length)
@@ -132,9 +183,8 @@ def _exp(x: Tensor) -> Tensor:
 
 
 def _weak(collision: Tensor) -> Tensor:
-    """Return which rows' ``Σ e y`` is not a finite number above the root of tiny."""
-    low = math.sqrt(torch.finfo(collision.dtype).tiny)
-    return ~((collision > low) & (collision < math.inf)).squeeze(1)
+    """Return which rows' ``Σ e y`` is not a number above the root of tiny."""
+    return ~(collision > math.sqrt(torch.finfo(collision.dtype).tiny)).squeeze(1)
 
 
 def _rows(which: Tensor, logits: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:

@@ -52,7 +52,7 @@ def vgg4(image_shape: ImageShape) -> nn.Sequential:
 def small_conv(image_shape: ImageShape) -> nn.Sequential:
     """Return three 3×3 convolutions of 32, 64 and 128 channels, for images as small as 4 × 4.
 
-    2×2 max-pooling follows the second and the third, so that the 8×8 digits give 128·2·2 features.
+    2×2 max-pooling follows the first and the third, so that the 8×8 digits give 128·2·2 features.
 
     Parameters
     ----------
@@ -61,8 +61,8 @@ def small_conv(image_shape: ImageShape) -> nn.Sequential:
     """
     return nn.Sequential(
         *_convolution(image_shape[0], 32, kernel_size=3),
-        *_convolution(32, 64, kernel_size=3),
         nn.MaxPool2d(2),
+        *_convolution(32, 64, kernel_size=3),
         *_convolution(64, 128, kernel_size=3),
         nn.MaxPool2d(2),
         nn.Flatten(),

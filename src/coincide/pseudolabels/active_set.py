@@ -142,9 +142,9 @@ def _climb(state: ActiveSetState) -> ActiveSetState:
 
 def _open(state: ActiveSetState, multipliers: Vector, slack: float) -> None:
     """Start the interior point on the classes within ``slack``; in the end, on all of them."""
-    whole = state.problem.sums is not None or state.problem.probs.numel() <= _SMALL
+    (entries,) = state.problem.summed(np.array(float(state.problem.probs.numel())))
     state.rounds += 1
-    if whole or state.rounds > _MOST_ROUNDS or not np.isfinite(slack):
+    if entries <= _SMALL or state.rounds > _MOST_ROUNDS or not np.isfinite(slack):
         state.working = state.problem.to(torch.float64)
     else:
         point = evaluate(state.problem, state.search, multipliers)

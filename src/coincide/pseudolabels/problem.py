@@ -87,11 +87,15 @@ class Problem:
 
     def kernels(self) -> RowKernels:
         """Return the interior point's kernels for these rows."""
-        rows = self.probs if self.objective.collision else self.finite_logs()
-        own: RowKernels = NoRows(len(self.prior))
-        if len(rows):
-            own = row_kernels(self.backend, rows, self.weights, collision=self.objective.collision)
+        own = self.own_kernels()
         return own if self.sums is None else SharedRows(own, self.sums)
+
+    def own_kernels(self) -> RowKernels:
+        """Return the kernels for the rows of this process."""
+        rows = self.probs if self.objective.collision else self.finite_logs()
+        if not len(rows):
+            return NoRows(len(self.prior))
+        return row_kernels(self.backend, rows, self.weights, collision=self.objective.collision)
 
     def at_rows(self, vector: Vector) -> Tensor:
         """Return a K-vector as it stands beside the entries of ``probs``."""

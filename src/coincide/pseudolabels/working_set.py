@@ -16,6 +16,7 @@ from torch import Tensor
 
 from coincide.pseudolabels.dual import Point
 from coincide.pseudolabels.kernels import RowKernels, candidate_kernels, near_candidates
+from coincide.pseudolabels.kernels.shared_rows import NoRows
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Problem
 
@@ -42,8 +43,10 @@ class WorkingSet(Problem):
     rows: Tensor
     settled: Tensor
 
-    def kernels(self) -> RowKernels:
-        """Return the interior point's kernels for the candidates."""
+    def own_kernels(self) -> RowKernels:
+        """Return the kernels for the candidates of this process."""
+        if not len(self.rows):
+            return NoRows(len(self.prior))
         return candidate_kernels(
             self.backend, self.probs, self.weights, self.classes, len(self.prior)
         )
@@ -51,8 +54,9 @@ class WorkingSet(Problem):
     @property
     def can_move(self) -> bool:
         """Whether some row is open and every class of the prior has mass, or can get it."""
-        reached = torch.bincount(self.classes.flatten(), minlength=len(self.prior)).cpu().numpy()
-        return len(self.rows) > 0 and bool(((reached + self.held > 0) | (self.prior == 0)).all())
+        candidates = torch.bincount(self.classes.flatten(), minlength=len(self.prior)).double()
+        (reached,) = self.summed(candidates.cpu().numpy())
+        return bool(reached.any() and ((reached + self.held > 0) | (self.prior == 0)).all())
 
     def at_rows(self, vector: Vector) -> Tensor:
         """Return a K-vector as it stands beside the candidates."""
@@ -61,10 +65,8 @@ class WorkingSet(Problem):
     def mean_label(self, labels: Tensor) -> Vector:
         """Return ``ȳ``, settled and known rows included."""
         weighted = (self.weights[:, None] * labels).flatten()
-        open_rows: Vector = (
-            torch.bincount(self.classes.flatten(), weighted, len(self.prior)).cpu().numpy()
-        )
-        return open_rows + self.held
+        open_rows = torch.bincount(self.classes.flatten(), weighted, len(self.prior)).double()
+        return self.summed(open_rows.cpu().numpy())[0] + self.held
 
     def expand(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the labels of all rows, ``(M, K)``."""
@@ -98,13 +100,35 @@ def working_set(problem: Problem, point: Point, slack: float, most: int) -> Work
     settled = torch.where(answer.share >= 0.5, answer.steep, answer.flat)
     while True:
         most = min(most, classes)
-        rows, candidates = near_candidates(
-            problem.backend, problem.probs, point.multipliers, answer, slack=slack, most=most
-        )
+        rows, candidates = _nearest(problem, point, slack, most)
         found = _restrict(problem, rows, candidates, settled)
         if found.can_move or (most == classes and slack == np.inf):
             return found
         slack, most = _WIDER * max(_LEAST_SLACK, slack), 2 * most
+
+
+def _nearest(problem: Problem, point: Point, slack: float, most: int) -> tuple[Tensor, Tensor]:
+    """Return the open rows and their candidates, as many of them on every process."""
+
+    def search(least: int) -> tuple[Tensor, Tensor]:
+        if not len(problem.probs):
+            none = torch.zeros_like(problem.probs, dtype=torch.int64)
+            return none[:, 0], none[:, :least]
+        return near_candidates(
+            problem.backend,
+            problem.probs,
+            point.multipliers,
+            point.rows,
+            slack=slack,
+            most=most,
+            least=least,
+        )
+
+    rows, classes = search(1)
+    if problem.sums is None:
+        return rows, classes
+    widest = int(-problem.sums.least(-classes.shape[1]))
+    return (rows, classes) if classes.shape[1] == widest else search(widest)
 
 
 def _restrict(problem: Problem, rows: Tensor, classes: Tensor, settled: Tensor) -> WorkingSet:
@@ -113,8 +137,11 @@ def _restrict(problem: Problem, rows: Tensor, classes: Tensor, settled: Tensor) 
     closed = torch.ones_like(settled, dtype=torch.bool)
     closed[rows] = False
     mass = torch.where(closed, weights, 0.0)
-    held = torch.bincount(settled, mass, len(problem.prior)).cpu().numpy()
     losses = -problem.probs.gather(1, settled[:, None]).squeeze(1).double().log()
+    held, held_loss = problem.summed(
+        torch.bincount(settled, mass, len(problem.prior)).double().cpu().numpy(),
+        (mass[closed] @ losses[closed]).cpu().numpy(),
+    )
     return WorkingSet(
         probs=problem.probs[rows[:, None], classes].double(),
         weights=weights[rows],
@@ -123,7 +150,8 @@ def _restrict(problem: Problem, rows: Tensor, classes: Tensor, settled: Tensor) 
         objective=problem.objective,
         backend=problem.backend,
         held=problem.held + held,
-        held_loss=problem.held_loss + float(mass[closed] @ losses[closed]),
+        held_loss=problem.held_loss + float(held_loss),
+        sums=problem.sums,
         classes=classes,
         rows=rows,
         settled=settled,

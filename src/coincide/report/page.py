@@ -255,11 +255,11 @@ def _scores(metrics: dict[str, Any]) -> list[Score]:
 
 def _scores_note(metrics: dict[str, Any]) -> str:
     """Say what the classes were used for."""
-    fraction = number(part(metrics, "training", {}).get("labeled_fraction"))
-    if fraction > 0:
+    known = number(metrics.get("known_labels"))
+    if known > 0:
         return (
-            f"The training knew the classes of {100 * fraction:.3g}% of the rows; the scores count"
-            " all that have a class."
+            f"The training knew the classes of {counted(known, 'row')}; the scores count all rows"
+            " that have a class."
         )
     return "The classes were used for this evaluation only; the clusters were found without them."
 
@@ -366,10 +366,13 @@ def _details(metrics: dict[str, Any], source: dict[str, Any]) -> list[tuple[str,
     parameters = dict(part(part(metrics, "model", {}), "parameters", {}))
     if "seed" in metrics:
         parameters = {"seed": metrics["seed"], **parameters}
+    training = part(metrics, "training", {})
+    if training == part(part(metrics, "model", {}), "parameters", {}):
+        training = {}  # said once
     groups = [
         ("Source", _pairs(source.items())),
         ("Parameters", _pairs(parameters.items())),
-        ("Training", _pairs(part(metrics, "training", {}).items())),
+        ("Training", _pairs(training.items())),
         (
             "Timings",
             [

@@ -8,7 +8,7 @@ from typing import Any
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("late-linear", "cosine", "constant")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 _LEAST_EPOCHS = 3
 _LEAST_STEPS = 120
@@ -37,8 +37,10 @@ class TrainingConfig:
         Passes over the data; None: at least 3 and at least 120 steps.
     accumulate : int
         Parts that a batch is cut into, each with a backward pass of its own: less memory.
-    precision : {"float32", "bfloat16"}
+    precision : {"auto", "float32", "bfloat16"}
         Of the network's products (autocast); losses and labels are always float32 or better.
+        ``"auto"``, for images: bfloat16 where the device has units for it and the network is no
+        small one.
     known_weight : float
         Of the cross-entropy of rows whose class is known.
     """
@@ -78,10 +80,13 @@ class TrainingConfig:
 class ImageTrainingConfig(TrainingConfig):
     """The settings of training on images, end to end; every field is an option of the command.
 
-    The defaults are the paper's for networks from scratch (Table 3), but for the restarts.
+    The defaults are the paper's for networks from scratch (Table 3). On small data a SimCLR
+    pretext, neighbors in it as further views and a choice among several starts come before them.
 
     Attributes
     ----------
+    learning_rate, max_epochs : optional
+        None: 1e-4 and 50, the paper's, but 2e-3 and 36 for the small networks.
     n_clusters : int or None
         None: as many as there are classes.
     method : str
@@ -108,15 +113,21 @@ class ImageTrainingConfig(TrainingConfig):
         Of all randomness.
     device : str
         ``"auto"`` takes a GPU if there is one.
-    channels_last, compile : bool
-        Memory format of the images, and ``torch.compile`` of the backbone.
+    channels_last : bool or None
+        Memory format of the network; None: with bfloat16.
+    compile : bool
+        ``torch.compile`` of the backbone.
     """
 
     batch_size: int = _setting(250, "images a step, over all ranks")
     optimizer: str = _setting("adam", "sgd, adam or adamw")
-    learning_rate: float = _setting(1e-4, "step length of the optimizer")
+    learning_rate: float | None = _setting(  # type: ignore[assignment]
+        None, "step length of the optimizer (default: 1e-4, small ones 2e-3)"
+    )
     weight_decay: float = _setting(0.01, "shrinkage of the weights")
-    max_epochs: int | None = _setting(50, "passes over the images")
+    max_epochs: int | None = _setting(
+        None, "passes over the images (default: 50, small networks 36)"
+    )
     n_clusters: int | None = _setting(None, "how many clusters (default: the number of classes)")
     method: str = _setting("collision", "what is learned from a batch (see coincide info)")
     fairness: float | None = _setting(None, "how strongly cluster sizes follow the prior")
@@ -130,8 +141,9 @@ class ImageTrainingConfig(TrainingConfig):
     labeled_fraction: float = _setting(0.0, "share of the labels that training may use")
     pretext_epochs: int | None = _setting(None, "passes of SimCLR before any clusters")
     starts: int | None = _setting(None, "short starts, of which the best by loss goes on")
-    start_epochs: int = _setting(12, "epochs between two halvings of the starts")
+    start_epochs: int = _setting(6, "epochs between two halvings of the starts")
     seed: int = _setting(0, "seed of all randomness")
     device: str = _setting("auto", "auto, cpu, cuda, cuda:1, ...")
-    channels_last: bool = _setting(False, "lay images out with the channels last")
+    channels_last: bool | None = _setting(None, "lay images out with the channels last")
+    precision: str = _setting("auto", "auto, float32 or bfloat16")
     compile: bool = _setting(False, "compile the backbone (torch.compile)")

@@ -6,7 +6,6 @@ network of the user's own is code, and code never comes from a file: it must be 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,9 +21,9 @@ from coincide.data.source import Array
 from coincide.networks import IMAGE_NETWORKS, Network, build_image_network, linear_head
 from coincide.training.config import ImageTrainingConfig
 from coincide.training.images import ImageRun, build_method
+from coincide.training.seen import Seen
 
 KIND = "images"  # in the description of a model, which tells it from one of feature vectors
-_BLOCK = 1000
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,15 @@ class ImageModel:
         What it was trained on.
     n_clusters : int
     device : torch.device
+    half : bool
+        Whether its products are in bfloat16, as they were in training.
     """
 
     network: nn.Module
     image_shape: tuple[int, int, int]
     n_clusters: int
     device: torch.device
+    half: bool = False
 
     def predict_proba(self, images: Array) -> NDArray[np.float32]:
         """Return the probability of each cluster for each image.
@@ -65,14 +67,10 @@ class ImageModel:
             raise ValueError(
                 parameter_message("images", "predict_proba", expected, tuple(images.shape))
             )
-        return np.concatenate(list(self._blocks(images)))
-
-    @torch.no_grad()
-    def _blocks(self, images: Array) -> Iterator[NDArray[np.float32]]:
         rows = ImageRows(images, self.device)
-        for start in range(0, len(images), _BLOCK):
-            logits = self.network(rows[slice(start, start + _BLOCK)])
-            yield torch.softmax(logits.float(), 1).cpu().numpy()
+        logits = Seen(self.network, rows, half=self.half).logits()
+        probs: NDArray[np.float32] = torch.softmax(logits, 1).numpy()
+        return probs
 
 
 def save_image_model(folder: Path, run: ImageRun) -> None:
@@ -132,4 +130,8 @@ def load_image_model(
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ModelError(f"{folder} does not hold a model that fits: {error}") from error
     place = find_device(device, "load_image_model")
-    return ImageModel(module.to(place).eval(), shape, config.n_clusters, place)
+    module = module.to(place).eval()
+    if config.channels_last:
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    half = config.precision == "bfloat16"
+    return ImageModel(module, shape, config.n_clusters, place, half)

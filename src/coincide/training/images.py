@@ -31,15 +31,20 @@ from coincide.networks import Network, build_image_network, linear_head
 from coincide.pseudolabels.kernels import choose_backend
 from coincide.training.collapse import IMAGE_ADVICE, signs_of_collapse
 from coincide.training.config import OPTIMIZERS, PRECISIONS, SCHEDULES, ImageTrainingConfig
-from coincide.training.loop import Data, EpochRecord, Seen, StepRecord, Trainer
+from coincide.training.loop import Data, EpochRecord, StepRecord, Trainer
 from coincide.training.ranks import ALONE, Ranks
+from coincide.training.seen import Seen
 from coincide.training.starts import StartRecord, Starts
 
 _OWNER = "train_images"
 _SMALL_IMAGE = 16
+_SMALL_NETWORKS = ("small-conv", "mlp", "linear")
 _SMALL_DATA = 5_000_000  # pixels up to which eight starts are made, and half of them up to twice
 _STARTS = 8
+_RATE, _EPOCHS = 1e-4, 50  # the paper's
+_SMALL_RATE, _SMALL_EPOCHS = 2e-3, 36
 _PRETEXT_EPOCHS = 30
+_NEIGHBORS = 10  # in the features of the pretext, each of them a further view of a row
 _PRETEXT_DECAY = 1e-4
 _SHARED_OPTIONS = ("fairness", "objective", "solver")
 
@@ -240,7 +245,8 @@ class ImageTraining:
         return new
 
     def _describe(self, trainer: Trainer) -> ImageRun:
-        logits = Seen(trainer.network, self.data.rows).logits()
+        half = self.config.precision == "bfloat16"
+        logits = Seen(trainer.network, self.data.rows, half=half).logits()
         probs = torch.softmax(logits, 1).numpy()
         return ImageRun(
             network=trainer.network.eval(),
@@ -286,9 +292,36 @@ def fill_in(config: ImageTrainingConfig, source: ImageSource) -> ImageTrainingCo
     network = config.network
     if network == "auto":
         network = "small-conv" if max(height, width) <= _SMALL_IMAGE else "vgg4"
+    options = config.method_options
+    if pretext and config.method == "collision":
+        options = {"n_neighbors": min(_NEIGHBORS, count - 1)} | options
+    tiny = network in _SMALL_NETWORKS
+    rate, epochs = config.learning_rate, config.max_epochs
+    precision = config.precision
+    if precision == "auto":
+        half = not tiny and _has_bfloat16_units(find_device(config.device, _OWNER))
+        precision = "bfloat16" if half else "float32"
+    last = config.channels_last
     return dataclasses.replace(
-        config, n_clusters=n_clusters, starts=starts, network=network, pretext_epochs=pretext
+        config,
+        n_clusters=n_clusters,
+        starts=starts,
+        network=network,
+        pretext_epochs=pretext,
+        method_options=options,
+        learning_rate=(_SMALL_RATE if tiny else _RATE) if rate is None else rate,
+        max_epochs=(_SMALL_EPOCHS if tiny else _EPOCHS) if epochs is None else epochs,
+        precision=precision,
+        channels_last=precision == "bfloat16" if last is None else last,
     )
+
+
+def _has_bfloat16_units(device: torch.device) -> bool:
+    """Whether bfloat16 products are several times as fast as float32 there, not just possible."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    found = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return device.type == "cpu" and found is not None and bool(found())
 
 
 def check_config(config: ImageTrainingConfig, source: ImageSource) -> None:
@@ -308,8 +341,8 @@ def check_config(config: ImageTrainingConfig, source: ImageSource) -> None:
     check_option(config.precision, "precision", _OWNER, PRECISIONS)
     for name in ("batch_size", "accumulate", "starts", "start_epochs"):
         check_integer(getattr(config, name), name, _OWNER, low=1)
-    if config.max_epochs is not None:
-        check_integer(config.max_epochs, "max_epochs", _OWNER, low=1)
+    check_integer(config.max_epochs, "max_epochs", _OWNER, low=1)
+    check_integer(config.pretext_epochs, "pretext_epochs", _OWNER, low=0)
     check_integer(config.seed, "seed", _OWNER, low=0)
     check_real(config.learning_rate, "learning_rate", _OWNER, open_low=True)
     for name in ("weight_decay", "momentum", "known_weight"):

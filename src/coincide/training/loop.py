@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,16 +21,7 @@ from coincide.methods.method import UNKNOWN, Batch, Method, Outcome
 from coincide.networks import parameter_groups
 from coincide.training.config import TrainingConfig
 from coincide.training.ranks import ALONE, Ranks
-
-_PREDICTED_ROWS = 1000
-
-
-class Rows(Protocol):
-    """Inputs that can be indexed by row numbers and come as tensors on the device."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: Tensor | slice) -> Tensor: ...
+from coincide.training.seen import Rows, Seen
 
 
 @dataclass(frozen=True)
@@ -157,6 +148,7 @@ class Trainer:
         self.sizes: NDArray[np.int64] = np.zeros(method.n_clusters, np.int64)
         self.products: NDArray[np.float64] = np.zeros((method.n_clusters, method.n_clusters))
         self._view = view
+        self._half = config.precision == "bfloat16"
         self._generator = generator
         self._ranks = ranks
         self._optimizer = build_optimizer(network, config)
@@ -219,7 +211,8 @@ class Trainer:
             self._before = self._clusters
             self._clusters = torch.zeros(len(rows), dtype=torch.int64)
             self.products = np.zeros_like(self.products)
-            self.method.begin_epoch(self.epoch, n_epochs, Seen(self.network, rows))
+            seen = Seen(self.network, rows, half=self._half)
+            self.method.begin_epoch(self.epoch, n_epochs, seen)
         else:
             self.method.begin_epoch(self.epoch, n_epochs, None)
         running = self._under_way
@@ -283,8 +276,7 @@ class Trainer:
 
     def _backward(self, batch: Batch, share: float, known_share: float) -> Outcome:
         """Add the gradient of ``share`` times the method's loss and of that of known classes."""
-        half = self.config.precision == "bfloat16"
-        with torch.autocast(batch.plain.device.type, torch.bfloat16, enabled=half):
+        with torch.autocast(batch.plain.device.type, torch.bfloat16, enabled=self._half):
             outcome = self.method.loss(self.network, batch)
         weight = known_share * self.config.known_weight
         loss = share * outcome.loss + weight * known_loss(outcome.logits, batch.known)
@@ -338,7 +330,8 @@ class Trainer:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return all that the training depends on: tensors by name, and what JSON holds.
 
-        torch's global random states are the caller's. Every rank has a state of its own.
+        torch's global random states are the caller's. Within an epoch every rank has a state of
+        its own; between epochs they differ in batch statistics alone.
         """
         tensors = {f"network.{name}": t for name, t in self.network.state_dict().items()}
         optimizer = self._optimizer.state_dict()["state"]
@@ -392,42 +385,6 @@ class Trainer:
                 losses=list(tensors["losses"].unbind()),
                 quantities=about["under_way"]["quantities"],
             )
-
-
-class Seen:
-    """All rows as the network sees them now: plain, in evaluation mode, block by block."""
-
-    def __init__(self, network: nn.Module, rows: Rows) -> None:
-        self._network = network
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def logits(self) -> Tensor:
-        """Return the logits of every row, ``(M, K)``, float32 on the CPU."""
-        return self._collect(self._network)
-
-    def features(self) -> Tensor:
-        """Return what the head sees of every row, ``(M, D)``, float32 on the CPU."""
-        backbone = self._network.backbone
-        assert isinstance(backbone, nn.Module)
-        return self._collect(backbone)
-
-    def inputs(self, rows: Tensor) -> Tensor:
-        """Return plain rows by their numbers."""
-        return self._rows[rows]
-
-    @torch.no_grad()
-    def _collect(self, part: nn.Module) -> Tensor:
-        training = self._network.training
-        self._network.eval()
-        blocks = [
-            part(self._rows[slice(start, start + _PREDICTED_ROWS)]).float().cpu()
-            for start in range(0, len(self._rows), _PREDICTED_ROWS)
-        ]
-        self._network.train(training)
-        return torch.cat(blocks)
 
 
 def build_optimizer(network: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

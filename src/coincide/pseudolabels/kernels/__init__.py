@@ -113,21 +113,30 @@ def candidate_kernels(
 
 
 def near_candidates(
-    backend: str, probs: Tensor, multipliers: Vector, answer: Minimizers, *, slack: float, most: int
+    backend: str,
+    probs: Tensor,
+    multipliers: Vector,
+    answer: Minimizers,
+    *,
+    slack: float,
+    most: int,
+    least: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Return the rows with more than one class near their envelope, and their nearest classes.
 
     Parameters
     ----------
     backend : {"torch", "numba"}
-    probs, multipliers, answer, slack, most
+    probs, multipliers, answer, slack, most, least
         See :func:`coincide.pseudolabels.kernels.candidates.near_candidates`.
     """
     if backend == "numba":
         from coincide.pseudolabels.kernels import numba_candidates  # noqa: PLC0415
 
-        return numba_candidates.near_candidates(probs, multipliers, answer, slack=slack, most=most)
-    return candidates.near_candidates(probs, multipliers, answer, slack=slack, most=most)
+        near = numba_candidates.near_candidates
+    else:
+        near = candidates.near_candidates
+    return near(probs, multipliers, answer, slack=slack, most=most, least=least)
 
 
 def em_sweeper(backend: str, probs: Tensor, weights: Tensor, labels: Tensor) -> NumbaSweep | None:

@@ -16,7 +16,13 @@ _ENTRIES_PER_BLOCK = 1 << 22
 
 
 def near_candidates(
-    probs: Tensor, multipliers: Vector, answer: Minimizers, *, slack: float, most: int
+    probs: Tensor,
+    multipliers: Vector,
+    answer: Minimizers,
+    *,
+    slack: float,
+    most: int,
+    least: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Return the rows with more than one class near, and their nearest classes.
 
@@ -30,26 +36,26 @@ def near_candidates(
         The rows' answer to them.
     slack : float
         Class ``k`` is near when its line comes this close to the envelope, in units of the loss.
-    most : int
-        Classes to keep in a row, at most K.
+    most, least : int
+        Bounds of the classes to keep in a row, at most K.
 
     Returns
     -------
     rows : Tensor of shape (R,), int64
     classes : Tensor of shape (R, C), int64
-        The highest line first; ``C`` is the largest number of near classes, at most ``most``.
+        The highest line first; ``C`` is the largest number of near classes, within the bounds.
     """
     starts = torch.from_numpy(multipliers - multipliers.max()).to(probs.device)
     pair = torch.stack((answer.steep, answer.flat), 1)
     slopes = probs.gather(1, pair).double()
     t = 1 / torch.lerp(slopes[:, 1], slopes[:, 0], answer.share)
-    least = torch.addcmul(starts[pair], slopes, t[:, None]).amax(1) - slack
-    open_rows, picked, widest = [], [], 1
+    lowest = torch.addcmul(starts[pair], slopes, t[:, None]).amax(1) - slack
+    open_rows, picked, widest = [], [], least
     size = max(1, _ENTRIES_PER_BLOCK // probs.shape[1])
     for start in range(0, len(probs), size):
         part = slice(start, start + size)
         heights = torch.addcmul(starts, probs[part].double(), t[part, None])
-        near = (heights >= least[part, None]).sum(1)
+        near = (heights >= lowest[part, None]).sum(1)
         rows = (near > 1).nonzero().squeeze(1)
         widest = max(widest, min(most, int(near.max())))
         open_rows.append(rows + start)

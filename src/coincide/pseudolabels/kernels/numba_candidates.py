@@ -309,7 +309,13 @@ def _pick_highest(span, p, start, steep, flat, share, rows, classes):
 
 
 def near_candidates(
-    probs: Tensor, multipliers: Vector, answer: Minimizers, *, slack: float, most: int
+    probs: Tensor,
+    multipliers: Vector,
+    answer: Minimizers,
+    *,
+    slack: float,
+    most: int,
+    least: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Return the rows with more than one class near, and their nearest classes.
 
@@ -321,7 +327,7 @@ def near_candidates(
     scan = BlockedRows(*p.shape)
     scan.each(lambda _, span: _count_near(span, p, start, steep, flat, share, slack, near))
     rows = np.flatnonzero(near > 1)
-    classes = np.zeros((len(rows), min(most, int(near.max(initial=1)))), np.int64)
+    classes = np.zeros((len(rows), min(most, int(near.max(initial=least)))), np.int64)
     pick = BlockedRows(len(rows), p.shape[1])
     pick.each(lambda _, span: _pick_highest(span, p, start, steep, flat, share, rows, classes))
     return torch.from_numpy(rows), torch.from_numpy(classes)

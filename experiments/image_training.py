@@ -1,0 +1,164 @@
+"""Images end to end: how accurate every method is, seed by seed, with labels for scores alone.
+
+    python experiments/image_training.py digits mnist methods semi --mnist PATH --cifar10 PATH
+
+Every cell is one training through the public API and one JSON file in
+``experiments/results/image_training``; a cell whose file exists is not run again. ``--cells`` picks
+some by name, ``--list`` prints them all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coincide.data.images import ImageSource, read_images
+from coincide.metrics import score_clustering
+from coincide.training.config import ImageTrainingConfig
+from coincide.training.image_model import ImageModel
+from coincide.training.images import ImageTraining
+
+RESULTS = Path(__file__).parent / "results" / "image_training"
+METHODS = ("collision", "mi", "miadm", "sela", "imsat", "iic", "scan")
+SHORT = {"network": "small-conv", "max_epochs": 2, "starts": 1, "pretext_epochs": 0}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: a source by name, and the settings that differ from the defaults."""
+
+    study: str
+    name: str
+    source: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    labels_alone: bool = False  # the network on the known labels, without any method
+
+
+def cells() -> list[Cell]:
+    """Return all cells, in the order in which they matter."""
+    digits = [Cell("digits", f"digits-{s}", "digits", {"seed": s}) for s in range(6)]
+    mnist = [
+        Cell("mnist", f"mnist-{s}", "mnist", {"seed": s, "network": "vgg4", "max_epochs": 5})
+        for s in range(3)
+    ]
+    methods = [
+        Cell("methods", f"{source}-{method}", source, {"method": method, **SHORT})
+        for source in ("mnist", "cifar10")
+        for method in METHODS
+    ]
+    semi = [
+        Cell("semi", f"{source}-{share}-{kind}", source, settings, kind == "labels")
+        for source, share in (("mnist", 0.01), ("cifar10", 0.1))
+        for kind, settings in (
+            (kind, {"labeled_fraction": share, **SHORT, "max_epochs": 3})
+            for kind in ("collision", "labels")
+        )
+    ]
+    collapse = [
+        Cell(
+            "collapse",
+            "mnist-literal",
+            "mnist",
+            {"fairness": 100 / 250, **SHORT, "network": "vgg4", "max_epochs": 1},
+        )
+    ]
+    return digits + mnist + methods + semi + collapse
+
+
+def run(cell: Cell, source: ImageSource, test: ImageSource | None) -> dict[str, Any]:
+    """Train one cell and return its scores, its settings and what the guard said."""
+    settings = dict(cell.settings)
+    if cell.labels_alone:
+        # The method's loss vanishes beside the cross-entropy of the known classes.
+        settings["known_weight"] = 1e6
+    training = ImageTraining(source, ImageTrainingConfig(**settings))
+    started = time.perf_counter()
+    found = training.fit()
+    seconds = time.perf_counter() - started
+    result: dict[str, Any] = {
+        "scores": score_clustering(source.labels, found.clusters, found.probabilities.max(1)),
+        "seconds": seconds,
+        "settings": asdict(found.config),
+        "history": [asdict(record) for record in found.history],
+        "starts": [asdict(record) for record in found.starts],
+        "signs": found.signs,
+        "known_labels": 0 if found.known is None else int((found.known >= 0).sum()),
+    }
+    if test is not None:
+        half = found.config.precision == "bfloat16"
+        model = ImageModel(
+            found.network, found.image_shape, found.config.n_clusters or 0, training.device, half
+        )
+        probs = model.predict_proba(test.images)
+        result["test_scores"] = score_clustering(test.labels, probs.argmax(1), probs.max(1))
+        result["test_accuracy_unmatched"] = float((probs.argmax(1) == test.labels).mean())
+    return result
+
+
+def circumstances() -> dict[str, Any]:
+    """Return the command, the commit, the machine and the versions."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    given = [Path(argument).name for argument in sys.argv[1:]]
+    return {
+        "command": ["python", "experiments/image_training.py", *given],
+        "commit": commit,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+        },
+        "versions": {"python": platform.python_version(), "torch": version("torch")},
+    }
+
+
+def main() -> None:
+    """Run the cells that are asked for and not there yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("studies", nargs="*", help="digits, mnist, methods, semi, collapse")
+    parser.add_argument("--cells", nargs="*", help="cells by name")
+    parser.add_argument("--mnist", default="mnist", help="where MNIST is, or its name on the hub")
+    parser.add_argument("--cifar10", default="cifar10", help="where CIFAR-10 is, or its name")
+    parser.add_argument("--list", action="store_true")
+    arguments = parser.parse_args()
+    places = {"digits": "digits", "mnist": arguments.mnist, "cifar10": arguments.cifar10}
+    read: dict[tuple[str, str], ImageSource] = {}
+
+    def source(name: str, split: str) -> ImageSource:
+        if (name, split) not in read:
+            read[name, split] = read_images(places[name], split=split)
+        return read[name, split]
+
+    for cell in cells():
+        if arguments.list:
+            print(cell.study, cell.name)
+        wanted = cell.study in arguments.studies or cell.name in (arguments.cells or ())
+        path = RESULTS / f"{cell.name}.json"
+        if arguments.list or not wanted or path.exists():
+            continue
+        test = None if cell.source == "digits" else source(cell.source, "test")
+        result = run(cell, source(cell.source, "train"), test)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        told = {"cell": asdict(cell), **result, "circumstances": circumstances()}
+        path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        scores = result.get("test_scores", result["scores"])
+        print(
+            f"{cell.name}: accuracy {scores['accuracy']:.3f}, {result['seconds']:.0f} s", flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The rows of a training, and all of them as the network sees them now."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+_PREDICTED_ROWS = 1000
+
+
+class Rows(Protocol):
+    """Inputs that can be indexed by row numbers and come as tensors on the device."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor: ...
+
+
+class Seen:
+    """All rows as the network sees them now: plain, in evaluation mode, block by block.
+
+    Parameters
+    ----------
+    network : nn.Module
+    rows : Rows
+    half : bool
+        Whether its products are in bfloat16, as in training.
+    """
+
+    def __init__(self, network: nn.Module, rows: Rows, *, half: bool = False) -> None:
+        self._network = network
+        self._rows = rows
+        self._half = half
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def logits(self) -> Tensor:
+        """Return the logits of every row, ``(M, K)``, float32 on the CPU."""
+        return self._collect(self._network)
+
+    def features(self) -> Tensor:
+        """Return what the head sees of every row, ``(M, D)``, float32 on the CPU."""
+        backbone = self._network.backbone
+        assert isinstance(backbone, nn.Module)
+        return self._collect(backbone)
+
+    def inputs(self, rows: Tensor) -> Tensor:
+        """Return plain rows by their numbers."""
+        return self._rows[rows]
+
+    @torch.no_grad()
+    def _collect(self, part: nn.Module) -> Tensor:
+        training = self._network.training
+        self._network.eval()
+        blocks = []
+        for start in range(0, len(self._rows), _PREDICTED_ROWS):
+            rows = self._rows[slice(start, start + _PREDICTED_ROWS)]
+            with torch.autocast(rows.device.type, torch.bfloat16, enabled=self._half):
+                blocks.append(part(rows).float().cpu())
+        self._network.train(training)
+        return torch.cat(blocks)
