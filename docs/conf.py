@@ -46,7 +46,11 @@ autodoc_typehints = "none"  # the docstrings say types and shapes in words
 autodoc_preserve_defaults = True
 numpydoc_show_class_members = False
 # Other projects' pages are not asked for their inventories, so their names cannot be links.
-nitpick_ignore_regex = [(r"py:.*", r"(torch|numpy|sklearn|scipy|pyarrow)\..+")]
+# The last two are heads that their methods build for themselves.
+nitpick_ignore_regex = [
+    (r"py:.*", r"(torch|numpy|sklearn|scipy|pyarrow)\..+"),
+    (r"py:class", r"SubHeads|ProjectionHead"),
+]
 
 # -- looks
 html_theme = "furo"

@@ -12,7 +12,7 @@ from torch import nn
 from coincide.methods import UNKNOWN, CollisionMethod
 from coincide.methods.method import Batch, weighted_mean
 from coincide.networks import Network
-from coincide.training import loop as loop_module
+from coincide.training import seen as seen_module
 from coincide.training.config import TrainingConfig
 from coincide.training.loop import Data, EpochRecord, known_loss
 from coincide.training.ranks import Alone
@@ -326,7 +326,7 @@ def test_a_fit_in_two_goes_is_one_fit():
 
 
 def test_seen_rows_are_plain_and_in_evaluation_mode(monkeypatch):
-    monkeypatch.setattr(loop_module, "_PREDICTED_ROWS", 7)
+    monkeypatch.setattr(seen_module, "_PREDICTED_ROWS", 7)
     backbone = nn.Sequential(nn.Linear(D, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
     network = Network(backbone, nn.Linear(8, K), 8).train()
     network(inputs())  # running averages of its own

@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 if all went well; 2 for bad input, said in one line on stderr; 130 after Ctrl-C.
+        0 if all went well; 2 for bad input, said in one line on stderr; 130 after Ctrl-C, or a
+        training that SIGTERM stopped.
 
     Examples
     --------
@@ -85,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands = importlib.import_module(_HOME.get(arguments.command, "coincide.commands"))
         getattr(commands, arguments.command)(arguments)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("coincide: stopped.", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"coincide: {str(stop) or 'stopped.'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import importlib
 import json
+import os
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ from coincide.output import (
     LOG,
     check_file,
     check_run,
+    clear_checkpoints,
     staging,
 )
 from coincide.report import (
@@ -52,8 +54,11 @@ from coincide.training.loop import EpochRecord, StepRecord
 from coincide.training.ranks import Ranks
 
 
-class Stopped(RuntimeError):  # noqa: N818
+class Stopped(KeyboardInterrupt):
     """The training was asked to stop and has saved where it stands: not an error."""
+
+    def __init__(self) -> None:
+        super().__init__("stopped, and saved: the same command with --resume takes it up again.")
 
 
 def train(arguments: Namespace) -> None:
@@ -71,19 +76,25 @@ def train(arguments: Namespace) -> None:
         training = ImageTraining(source, config, initial=_initial(arguments), ranks=ranks)
         checkpoints = Checkpoints(folder / CHECKPOINTS)
         if arguments.resume:
-            _take_up(training, checkpoints)
+            _take_up(arguments, training, checkpoints)
         elif ranks.index == 0:
+            clear_checkpoints(folder)
             (folder / LOG).unlink(missing_ok=True)
         with timed(timings, "fit"):
             run = _fit(arguments, training, checkpoints, ranks)
         if ranks.index > 0:
             return
+    if not run.method.clusters and run.known is None:
+        notes.append(
+            f"The method {run.config.method!r} trains features alone, and these clusters mean"
+            f" nothing: train another one with --start-from {folder}."
+        )
     metrics = describe_run(arguments, source, run, notes, timings)
     written = write_image_run(arguments, folder, source, run, metrics)
     if not arguments.quiet:
         summary.print_training(metrics)
         summary.print_written(written)
-    print_notes([*run.signs, *notes])
+    print_notes([*run.signs, *metrics["warnings"]])
 
 
 def predict(arguments: Namespace) -> None:
@@ -143,7 +154,8 @@ def _initial(arguments: Namespace) -> dict[str, Any] | None:
     """Return the backbone of an earlier run."""
     if arguments.start_from is None:
         return None
-    network = load_image_model(arguments.start_from, device="cpu").network
+    own = arguments.network if ":" in (arguments.network or "") else None
+    network = load_image_model(arguments.start_from, network=own, device="cpu").network
     backbone = network.get_submodule("backbone")
     return dict(backbone.state_dict())
 
@@ -156,7 +168,7 @@ def _fit(
 ) -> ImageRun:
     """Train; save after every epoch and every few minutes, and when asked to stop."""
     alone, main = ranks.size == 1, ranks.index == 0
-    saver = _Saver(checkpoints, training, main=main)
+    saver = _Saver(checkpoints, training, _settings(arguments, training), main=main)
     log = _Log(checkpoints.folder.parent / LOG, training, arguments.log if main else None)
     with (
         StopRequest() as stop,
@@ -184,20 +196,23 @@ def _fit(
             if saver.age() > arguments.checkpoint_every:
                 saver.save()
 
-        try:
-            return training.fit(on_epoch=on_epoch, on_step=on_step)
-        except Stopped:
-            raise Stopped(
-                "stopped, and saved: the same command with --resume takes it up again."
-            ) from None
+        return training.fit(on_epoch=on_epoch, on_step=on_step)
 
 
 class _Saver:
     """Saves a training, and knows how long ago it did."""
 
-    def __init__(self, checkpoints: Checkpoints, training: ImageTraining, *, main: bool) -> None:
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        training: ImageTraining,
+        settings: dict[str, Any],
+        *,
+        main: bool,
+    ) -> None:
         self._checkpoints = checkpoints
         self._training = training
+        self._settings = settings
         self._main = main
         self._number = checkpoints.last_number()
         self._saved = time.monotonic()
@@ -209,7 +224,9 @@ class _Saver:
             return
         self._number += 1
         tensors, about = self._training.state()
-        told = {"state": about, "settings": _settings(self._training)}
+        log = self._checkpoints.folder.parent / LOG
+        logged = log.stat().st_size if log.exists() else 0
+        told = {"state": about, "settings": self._settings, "logged": logged}
         try:
             self._checkpoints.save(self._number, tensors, told)
         except CheckpointError as error:
@@ -220,18 +237,19 @@ class _Saver:
         return time.monotonic() - self._saved
 
 
-def _settings(training: ImageTraining) -> dict[str, Any]:
+def _settings(arguments: Namespace, training: ImageTraining) -> dict[str, Any]:
     """Return what a checkpoint and the training that takes it up must have in common."""
-    images = training.source.images
     return {
         **asdict(training.config),
         "source": training.source.name,
-        "images": list(images.shape),
+        "images": list(training.source.images.shape),
+        "pixel means": training.mean,
+        "start_from": None if arguments.start_from is None else str(arguments.start_from),
         "processes": training.ranks.size,
     }
 
 
-def _take_up(training: ImageTraining, checkpoints: Checkpoints) -> None:
+def _take_up(arguments: Namespace, training: ImageTraining, checkpoints: Checkpoints) -> None:
     """Restore the newest checkpoint, or refuse one of other settings by name."""
     found = checkpoints.latest()
     if found is None:
@@ -239,14 +257,24 @@ def _take_up(training: ImageTraining, checkpoints: Checkpoints) -> None:
             f"There is nothing to resume in {checkpoints.folder}: leave out --resume to begin."
         )
     tensors, about = found
-    before, now = about["settings"], json.loads(json.dumps(_settings(training)))
+    before = about.get("settings", {})
+    now = json.loads(json.dumps(_settings(arguments, training)))
     for name in now:
         if before.get(name) != now[name]:
             raise ValueError(
                 f"The training to resume has {name} = {before.get(name)!r}, not {now[name]!r}:"
                 " give the same options, or begin anew without --resume."
             )
-    training.restore((tensors, about["state"]))
+    try:
+        training.restore((tensors, about["state"]))
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"The checkpoint in {checkpoints.folder} is of another version: begin anew without"
+            " --resume."
+        ) from error
+    log = checkpoints.folder.parent / LOG
+    if training.ranks.index == 0 and log.exists() and log.stat().st_size > about["logged"]:
+        os.truncate(log, about["logged"])  # epochs that will be trained again
 
 
 class _Log:
@@ -266,8 +294,8 @@ class _Log:
 
     def write(self, record: EpochRecord, signs: list[str]) -> None:
         """Write what an epoch looked like."""
-        seed = self._training.starts.seed
-        told = {"time": now(), "seed": seed, **asdict(record), "signs": signs}
+        seed, pretext = self._training.under_way.seed, self._training.pretext is not None
+        told = {"time": now(), "seed": seed, "pretext": pretext, **asdict(record), "signs": signs}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(told) + "\n")
@@ -304,11 +332,12 @@ def _live(quiet: bool, training: ImageTraining) -> Iterator[Callable[[StepRecord
             nonlocal rows
             rows += record.rows
             speed = rows / max(time.monotonic() - started, 1e-9)
-            records = training.starts.trainer.records
-            parts = [f"start {training.starts.seed % 1000 + 1}"] if training.config.starts else []
+            trainer = training.under_way.trainer
+            start = f"start {training.starts.seed % 1000 + 1}"
+            parts = ["pretext" if training.pretext is not None else start]
             parts.append(f"loss {float(record.loss):.3f}")
-            if records:
-                last = records[-1]
+            if trainer.records and trainer.method.clusters:
+                last = trainer.records[-1]
                 shares = f"{last.least_share:.1%} to {last.largest_share:.1%}"
                 parts.append(f"{last.live_clusters} clusters of {shares}")
             parts.append(f"{speed:,.0f} images/s")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import shutil
 from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +17,7 @@ from coincide._model_files import as_json
 from coincide.commands import Prediction, Timings, now, timed
 from coincide.data.images import ImageSource
 from coincide.metrics import score_clustering
-from coincide.output import CHECKPOINTS, IMAGE_NAMES, replace_run, staging
+from coincide.output import IMAGE_NAMES, clear_checkpoints, replace_run, staging
 from coincide.report import (
     write_gallery,
     write_labels,
@@ -130,7 +129,7 @@ def write_image_run(
         write_metrics(staged, metrics)
         written = replace_run(folder, staged)
     if not arguments.keep_checkpoints:
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        clear_checkpoints(folder)
     if not arguments.no_report:
         written.append(write_report(folder))
     return written

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from coincide.report.run_folder import (
@@ -31,6 +31,7 @@ RUN_FILES = (
     IMAGE_NAMES,
     METRICS,
 )
+_CHECKPOINT = "checkpoint-*.safetensors"
 _STAGING = ".coincide-"
 
 
@@ -78,25 +79,30 @@ def check_file(path: Path, *, replace: bool) -> None:
 
 
 def check_run(folder: Path, *, replace: bool) -> None:
-    """Refuse a folder for a training, like :func:`check_folder`; remove an unfinished one.
+    """Refuse a folder for a training, like :func:`check_folder`.
 
     Raises
     ------
     ValueError, OSError
         As :func:`check_folder`; also for an unfinished training that may not be replaced.
     """
-    unfinished = folder / CHECKPOINTS
-    if not unfinished.is_dir():
+    if not any((folder / CHECKPOINTS).glob(_CHECKPOINT)):
         check_folder(folder, replace=replace)
         return
+    _check_writable(folder)
     if not replace:
         raise ValueError(
             f"The folder {folder} holds an unfinished training: take it up with --resume, or"
             " replace it with --overwrite."
         )
-    shutil.rmtree(unfinished)
-    (folder / LOG).unlink(missing_ok=True)
-    check_folder(folder, replace=True)
+
+
+def clear_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints in the folder of a run, and nothing else that may lie beside them."""
+    for path in [*(folder / CHECKPOINTS).glob(_CHECKPOINT)]:
+        path.unlink(missing_ok=True)
+    with suppress(OSError):  # it is not there, or not empty
+        (folder / CHECKPOINTS).rmdir()
 
 
 @contextmanager

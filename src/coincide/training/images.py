@@ -28,6 +28,8 @@ from coincide.data.image_views import build_image_view
 from coincide.data.images import ImageRows, ImageSource, channel_statistics
 from coincide.methods import METHODS, UNKNOWN, Method, SimCLR
 from coincide.networks import Network, build_image_network, linear_head
+from coincide.networks.external import closest
+from coincide.pseudolabels import OBJECTIVES
 from coincide.pseudolabels.kernels import choose_backend
 from coincide.training.collapse import IMAGE_ADVICE, signs_of_collapse
 from coincide.training.config import OPTIMIZERS, PRECISIONS, SCHEDULES, ImageTrainingConfig
@@ -123,14 +125,23 @@ class ImageTraining:
 
     def __post_init__(self) -> None:
         images = self.source.images
+        if self.network is not None:
+            kind = type(self.network)
+            if not isinstance(self.network, nn.Module):
+                expected = "a torch.nn.Module (a name is a setting of the configuration)"
+                raise TypeError(parameter_message("network", _OWNER, expected, self.network))
+            # A name that nothing is ever built from: a saved model wants the network again.
+            name = f"{kind.__module__}:{kind.__qualname__}"
+            self.config = dataclasses.replace(self.config, network=name)
         self.config = fill_in(self.config, self.source)
         check_config(self.config, self.source)
         self.device = find_device(self.config.device, _OWNER)
         self.image_shape = tuple(images.shape[1:])
-        mean, std = channel_statistics(images)
-        self.mean, self.std = mean.tolist(), std.tolist()
+        self.mean, self.std = (values.tolist() for values in channel_statistics(images))
         self.known = draw_known(self.source.labels, self.config)
-        self._view = self.view or build_image_view(self.config.view, self.image_shape)
+        build_method(self.config, self.device)  # refuses its settings before a pretext is trained
+        view = self.config.view if self.view is None else self.view
+        self._view = build_image_view(view, self.image_shape)
         rows = ImageRows(images, self.device)
         self.data = Data(rows, known=None if self.known is None else torch.from_numpy(self.known))
         seeds = [1000 * self.config.seed + number for number in range(self.config.starts or 1)]
@@ -172,15 +183,20 @@ class ImageTraining:
         trainer = self.starts.fit(self.data, on_epoch=watch, on_step=step)
         return self._describe(trainer)
 
+    @property
+    def under_way(self) -> Starts:
+        """The pretext while it lasts, then the starts."""
+        return self.starts if self.pretext is None else self.pretext
+
     def state(self) -> State:
         """Return all that the training depends on, from inside a callback of :meth:`fit`."""
         if self.pretext is not None:
             tensors, about = self.pretext.running_state()
             return tensors, {"pretext": about}
         tensors, about = self.starts.running_state()
-        if self.config.pretext_epochs and self.initial is not None:
+        if self.initial is not None:
             tensors |= {f"initial.{name}": tensor for name, tensor in self.initial.items()}
-        return tensors, {"starts": about}
+        return tensors, {"starts": about, "signs": self.signs}
 
     def restore(self, state: State) -> None:
         """Take up a state of a training with the same source and settings."""
@@ -192,6 +208,7 @@ class ImageTraining:
         self.pretext = None
         initial = {n.removeprefix("initial."): t for n, t in tensors.items() if n[:8] == "initial."}
         self.initial = initial or self.initial
+        self.signs = list(about["signs"])
         self.starts.restore(tensors, about["starts"])
 
     def _build(self, seed: int) -> Trainer:
@@ -210,11 +227,16 @@ class ImageTraining:
         return self._assemble(SimCLR(self.config.n_clusters), config, seed)
 
     def _assemble(self, method: Method, config: ImageTrainingConfig, seed: int) -> Trainer:
-        backbone, width = build_image_network(
-            self.network or config.network, self.image_shape, self.mean, self.std
-        )
+        kind = config.network if self.network is None else self.network
+        backbone, width = build_image_network(kind, self.image_shape, self.mean, self.std)
         if self.initial is not None:
-            backbone.load_state_dict(self.initial)
+            try:
+                backbone.load_state_dict(self.initial)
+            except RuntimeError as error:
+                raise ValueError(
+                    "The weights to start from are not those of this network on images of this"
+                    " size: name the network that they were trained in."
+                ) from error
         head = method.head(width)
         network = Network(
             backbone, head() if head else linear_head(width, method.n_clusters), width
@@ -227,7 +249,7 @@ class ImageTraining:
         return Trainer(network, method, self._view, config, generator=generator, ranks=self.ranks)
 
     def _look(self, starts: Starts) -> list[str]:
-        """Return the signs of collapse in the start under way that were not there before."""
+        """Return the signs of collapse in the start under way, of kinds not met before."""
         trainer = starts.trainer
         # With several starts in the choice, the choice is the way out.
         if not trainer.method.clusters or len(starts.alive) > 1:
@@ -240,9 +262,10 @@ class ImageTraining:
             [record.loss for record in trainer.records],
             IMAGE_ADVICE,
         )
-        new = [sign for sign in found if sign not in self.signs]
-        self.signs += new
-        return new
+        met = {_advice(sign): sign for sign in self.signs}
+        # With other clusters every epoch it is the same sign; the last one stays.
+        self.signs = list((met | {_advice(sign): sign for sign in found}).values())
+        return [sign for sign in found if _advice(sign) not in met]
 
     def _describe(self, trainer: Trainer) -> ImageRun:
         half = self.config.precision == "bfloat16"
@@ -264,6 +287,11 @@ class ImageTraining:
         )
 
 
+def _advice(sign: str) -> str:
+    """Return the way out that a sign names, which tells its kind."""
+    return next(advice for advice in IMAGE_ADVICE if sign.endswith(advice))
+
+
 def fill_in(config: ImageTrainingConfig, source: ImageSource) -> ImageTrainingConfig:
     """Return the settings with what was left open decided by the images.
 
@@ -272,23 +300,22 @@ def fill_in(config: ImageTrainingConfig, source: ImageSource) -> ImageTrainingCo
     ValueError
         If the number of clusters is neither given nor told by labels.
     """
-    count, channels, height, width = source.images.shape
+    count, _, height, width = source.images.shape
+    pixels = source.images.size
     n_clusters = config.n_clusters
     if n_clusters is None:
-        if source.label_names is None:
+        n_clusters = len(source.label_names or ())
+        if n_clusters < 2:
+            found = "labels of a single class" if n_clusters else "no labels to count"
             raise ValueError(
-                f"The images of {source.name} have no labels to count: say how many clusters"
-                " (-k, n_clusters)."
+                f"The images of {source.name} have {found}: say how many clusters (-k, n_clusters)."
             )
-        n_clusters = len(source.label_names)
     starts = config.starts
     if starts is None:
-        pixels = count * channels * height * width
         starts = max(1, min(_STARTS, _STARTS * _SMALL_DATA // max(pixels, 1)))
     pretext = config.pretext_epochs
     if pretext is None:
-        small = count * channels * height * width <= _SMALL_DATA
-        pretext = _PRETEXT_EPOCHS if small and config.method != "simclr" else 0
+        pretext = _PRETEXT_EPOCHS if pixels <= _SMALL_DATA and config.method != "simclr" else 0
     network = config.network
     if network == "auto":
         network = "small-conv" if max(height, width) <= _SMALL_IMAGE else "vgg4"
@@ -326,21 +353,31 @@ def _has_bfloat16_units(device: torch.device) -> bool:
 
 def check_config(config: ImageTrainingConfig, source: ImageSource) -> None:
     """Refuse settings that do not fit, each in a sentence."""
+    count = len(source.images)
     n_clusters = check_integer(config.n_clusters, "n_clusters", _OWNER, low=2)
-    if n_clusters > len(source.images):
-        expected = f"at most the number of images, {len(source.images)}"
+    if n_clusters > count:
+        expected = f"at most the number of images, {count}"
         raise ValueError(parameter_message("n_clusters", _OWNER, expected, n_clusters))
     if int(source.images.max()) == int(source.images.min()):
         raise ValueError(
             f"All pixels of {source.name} are equal ({int(source.images.max())}): there is"
             " nothing to tell the images apart by."
         )
-    check_option(config.method, "method", _OWNER, METHODS)
+    if config.method not in METHODS:
+        expected = f"one of {', '.join(map(repr, METHODS))}"
+        sentence = parameter_message("method", _OWNER, expected, config.method)
+        raise ValueError(f"{sentence} {closest(config.method, METHODS)}".rstrip())
     check_option(config.optimizer, "optimizer", _OWNER, OPTIMIZERS)
     check_option(config.schedule, "schedule", _OWNER, SCHEDULES)
     check_option(config.precision, "precision", _OWNER, PRECISIONS)
     for name in ("batch_size", "accumulate", "starts", "start_epochs"):
         check_integer(getattr(config, name), name, _OWNER, low=1)
+    if count // config.steps_per_epoch(count) // config.accumulate < 2:
+        raise ValueError(
+            "A batch, or a part of it, of a single image tells nothing of clusters. Choose a larger"
+            f" batch_size than {config.batch_size}, or a smaller accumulate than"
+            f" {config.accumulate}."
+        )
     check_integer(config.max_epochs, "max_epochs", _OWNER, low=1)
     check_integer(config.pretext_epochs, "pretext_epochs", _OWNER, low=0)
     check_integer(config.seed, "seed", _OWNER, low=0)
@@ -348,9 +385,8 @@ def check_config(config: ImageTrainingConfig, source: ImageSource) -> None:
     for name in ("weight_decay", "momentum", "known_weight"):
         check_real(getattr(config, name), name, _OWNER)
     if check_real(config.labeled_fraction, "labeled_fraction", _OWNER) > 1:
-        expected = "a share, at most 1"
         got = config.labeled_fraction
-        raise ValueError(parameter_message("labeled_fraction", _OWNER, expected, got))
+        raise ValueError(parameter_message("labeled_fraction", _OWNER, "a share, at most 1", got))
 
 
 def build_method(config: ImageTrainingConfig, device: torch.device) -> Method:
@@ -360,12 +396,17 @@ def build_method(config: ImageTrainingConfig, device: torch.device) -> Method:
     options = {
         name: getattr(config, name) for name in _SHARED_OPTIONS if getattr(config, name) is not None
     } | config.method_options
-    unknown = sorted(set(options) - fields)
+    own = sorted(fields - {"n_clusters", "prior", "backend"})
+    unknown = sorted(set(options) - set(own))
     if unknown:
-        has = ", ".join(sorted(fields - {"n_clusters", "prior", "backend"}))
         raise ValueError(
-            f"The method {config.method!r} has no setting {unknown[0]!r}. It has {has}."
+            f"The method {config.method!r} has no setting {unknown[0]!r}. It has"
+            f" {', '.join(own)}. {closest(unknown[0], own)}".rstrip()
         )
+    if "fairness" in options:
+        check_real(options["fairness"], "fairness", _OWNER)
+    if "objective" in options:
+        check_option(options["objective"], "objective", _OWNER, OBJECTIVES)
     assert config.n_clusters is not None
     if "prior" in fields:
         options["prior"] = np.full(config.n_clusters, 1 / config.n_clusters)
@@ -381,15 +422,24 @@ def draw_known(
 
     The labels of a source that leaves some blank are meant to be used, all of them. Of complete
     labels ``labeled_fraction`` are drawn, at least one a class, by the seed.
+
+    Raises
+    ------
+    ValueError
+        If there are no labels to draw from, or more classes than clusters.
     """
     if labels is None:
         if config.labeled_fraction > 0:
             raise ValueError("labeled_fraction needs labels, and the images have none.")
         return None
-    if (labels == UNKNOWN).any() and config.labeled_fraction == 0:
-        return labels.copy()
-    if config.labeled_fraction == 0:
+    if config.labeled_fraction == 0 and (labels != UNKNOWN).all():
         return None
+    assert config.n_clusters is not None
+    if labels.max() >= config.n_clusters:
+        expected = f"at least the number of classes that are known, {int(labels.max()) + 1}"
+        raise ValueError(parameter_message("n_clusters", _OWNER, expected, config.n_clusters))
+    if config.labeled_fraction == 0:
+        return labels.copy()
     generator = np.random.default_rng(config.seed)
     known = np.full(len(labels), UNKNOWN, np.int64)
     for code in np.unique(labels[labels != UNKNOWN]):

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from coincide.training.loop import Data, EpochRecord, StepRecord, Trainer
 
 _JUDGED_SHARE = 0.25  # of a round's epochs, its last: their mean loss is what a start is worth
+_LOOKED_AT = 100  # rows, for whether predictions are numbers
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class _Start:
 
     trainer: Trainer
     random: list[Tensor]
+    diverged: bool = False
 
 
 class Starts:
@@ -91,11 +93,6 @@ class Starts:
         self._round = 0
 
     @property
-    def n_rounds(self) -> int:
-        """Halvings until one start is left."""
-        return math.ceil(math.log2(len(self._alive))) + self._round
-
-    @property
     def trainer(self) -> Trainer:
         """The trainer of the start under way."""
         return self._starts[self.seed].trainer
@@ -122,8 +119,9 @@ class Starts:
             state that can be taken up again.
         """
         while len(self._alive) > 1:
+            until = (self._round + 1) * self._round_epochs
             for seed in self._alive:
-                self._train(seed, data, (self._round + 1) * self._round_epochs, on_epoch, on_step)
+                self._train(seed, data, until, on_epoch, on_step)
             self._halve()
         return self._train(self._alive[0], data, None, on_epoch, on_step)
 
@@ -135,14 +133,33 @@ class Starts:
         on_epoch: Callable[[Starts, EpochRecord], None] | None,
         on_step: Callable[[Starts, StepRecord], None] | None,
     ) -> Trainer:
+        """Train a start up to an epoch; one whose weights are no numbers any more has lost."""
         self.seed = seed
         start = self._start(seed)
-        with self._randomness(start):
-            start.trainer.fit(
-                data,
-                until=until,
-                on_epoch=None if on_epoch is None else lambda record: on_epoch(self, record),
-                on_step=None if on_step is None else lambda record: on_step(self, record),
+        network = start.trainer.network
+
+        def step(record: StepRecord) -> None:
+            # The head shows it, is small, and is the same on all processes.
+            if not _is_finite(network.get_submodule("head")):
+                raise ValueError("The loss is no number.")
+            if on_step is not None:
+                on_step(self, record)
+
+        epoch = None if on_epoch is None else lambda record: on_epoch(self, record)
+        try:
+            if not start.diverged:
+                with self._randomness(start):
+                    start.trainer.fit(data, until=until, on_epoch=epoch, on_step=step)
+        except ValueError:  # the above, or what a method says of such predictions
+            with torch.no_grad():
+                logits = network(data.rows[slice(0, _LOOKED_AT)])
+            start.diverged = not (_is_finite(network) and bool(logits.isfinite().all()))
+            if not start.diverged:
+                raise
+        if start.diverged and len(self._alive) == 1:
+            raise ValueError(
+                "The training diverged: the weights of the network, or what it predicts, are no"
+                " numbers any more. Try a smaller learning_rate."
             )
         return start.trainer
 
@@ -156,18 +173,21 @@ class Starts:
         return self._starts[seed]
 
     def _halve(self) -> None:
-        """Keep the better half by loss; a loss that is no number loses."""
-        count = max(1, round(_JUDGED_SHARE * self._round_epochs))
-        losses = {
-            seed: float(np.mean([r.loss for r in self._starts[seed].trainer.records[-count:]]))
-            for seed in self._alive
-        }
+        """Keep the better half by loss; a start that diverged has NaN, and loses."""
+        losses = {seed: self._loss(self._starts[seed]) for seed in self._alive}
         ranked = sorted(self._alive, key=lambda seed: (math.isnan(losses[seed]), losses[seed]))
         kept = ranked[: math.ceil(len(ranked) / 2)]
         self.records += [StartRecord(s, self._round, losses[s], s in kept) for s in self._alive]
         self._alive = [seed for seed in self._alive if seed in kept]
         self._starts = {seed: self._starts[seed] for seed in self._alive}
         self._round += 1
+
+    def _loss(self, start: _Start) -> float:
+        """Return what a start is worth after a round."""
+        if start.diverged:
+            return math.nan
+        count = max(1, round(_JUDGED_SHARE * self._round_epochs))
+        return float(np.mean([record.loss for record in start.trainer.records[-count:]]))
 
     def _devices(self) -> list[torch.device]:
         return [self._device] if self._device.type == "cuda" else []
@@ -196,6 +216,7 @@ class Starts:
             "round": self._round,
             "seed": self.seed,
             "records": [asdict(record) for record in self.records],
+            "diverged": [seed for seed, start in self._starts.items() if start.diverged],
             "starts": {},
         }
         for seed, start in self._starts.items():
@@ -225,4 +246,9 @@ class Starts:
             own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
             start = self._start(seed)
             start.random = [own.pop(f"random.{n}") for n in range(1 + len(self._devices()))]
+            start.diverged = seed in about["diverged"]
             start.trainer.restore(own, about["starts"][str(seed)])
+
+
+def _is_finite(module: nn.Module) -> bool:
+    return all(bool(parameter.isfinite().all()) for parameter in module.parameters())

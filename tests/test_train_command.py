@@ -1,0 +1,536 @@
+"""``coincide train`` and ``predict`` on images: what they write, and what they refuse, and how."""
+
+import csv
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from coincide.cli import main
+from coincide.data.images import read_images
+from coincide.methods import METHODS
+from coincide.training.image_model import load_image_model
+from photos import odd_folder, photo, save
+from small_images import (
+    OPTIONS,
+    TINY,
+    assert_same_weights,
+    digits,
+    log_of,
+    metrics_of,
+    one_thread,
+    save_digits,
+    train,
+    training,
+)
+
+RUN_FILES = {
+    "gallery",
+    "labels.csv",
+    "log.jsonl",
+    "metrics.json",
+    "model.json",
+    "model.safetensors",
+    "projection.csv",
+    "report.html",
+}
+TIMEOUT = 90  # seconds, for a machine that is busy with other things
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    with one_thread():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Work in an empty folder with a file of images."""
+    monkeypatch.chdir(tmp_path)
+    save_digits("small.npz")
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder):
+    assert train("--probabilities") == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def fails(capsys):
+    """Return a function that runs a command in vain and returns its one line of complaint."""
+
+    def complaint(command, *arguments):
+        capsys.readouterr()
+        assert command(*arguments) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert printed.err.startswith("coincide: error: ")
+        assert printed.err.count("\n") == 1
+        return printed.err
+
+    return complaint
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def probabilities_of(path):
+    return np.array([[float(row[f"p{k}"]) for k in range(10)] for row in rows_of(path)])
+
+
+# What a run writes
+
+
+def test_train_writes_the_run(run):
+    assert names(run) == RUN_FILES
+    rows = rows_of(run / "labels.csv")
+    assert [int(row["row"]) for row in rows] == list(range(120))
+    model = load_image_model(run, device="cpu")
+    probabilities = model.predict_proba(digits().images)
+    np.testing.assert_allclose(probabilities_of(run / "labels.csv"), probabilities, rtol=1e-6)
+    assert [int(row["cluster"]) for row in rows] == probabilities.argmax(1).tolist()
+
+
+def test_the_command_is_the_training_of_python(run):
+    expected = training(view="auto").fit()
+    model = load_image_model(run, device="cpu")
+    assert_same_weights(model.network.state_dict(), expected.network.state_dict())
+
+
+def test_metrics_say_what_was_done(run):
+    metrics = metrics_of(run)
+    assert metrics["command"][:3] == ["coincide", "train", "small.npz"]
+    assert metrics["source"]["name"] == "small"
+    assert metrics["source"]["rows"] == 120
+    assert metrics["source"]["image_shape"] == [1, 8, 8]
+    assert metrics["training"]["method"] == "collision"
+    assert {name: metrics["training"][name] for name in TINY} == TINY
+    assert metrics["model"]["n_clusters"] == 10
+    assert sum(metrics["cluster_sizes"]) == 120
+    assert metrics["n_epochs"] == len(metrics["history"]) == 2
+    assert metrics["starts"] == []
+    assert "known_labels" not in metrics
+    assert set(metrics["scores"]) >= {"accuracy", "nmi", "ari"}
+    assert set(metrics["timings"]) == {"read", "fit", "write"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_with_only_its_name_changed(folder, method):
+    assert train("--method", method) == 0
+    assert names(folder / "run") == RUN_FILES
+    assert metrics_of(folder / "run")["training"]["method"] == method
+    page = (folder / "run" / "report.html").read_text()
+    assert 'class="gallery' in page
+    assert page.count("data:image/png;base64,") >= 1
+    assert len(rows_of(folder / "run" / "labels.csv")) == 120
+    load_image_model(folder / "run")
+
+
+def test_the_log_has_one_line_of_json_an_epoch(folder):
+    options = ("--starts", "4", "--pretext-epochs", "2", "--max-epochs", "4")
+    assert train(*options) == 0
+    lines = log_of(folder / "run")
+    assert [line["pretext"] for line in lines] == [True] * 2 + [False] * 8
+    of_start = [(line["seed"], line["epoch"]) for line in lines[2:]]
+    assert of_start[:4] == [(seed, 0) for seed in range(4)]
+    assert [epoch for _, epoch in of_start[4:]] == [1, 1, 2, 3]
+    last = of_start[-1][0]
+    history = [line for line in lines[2:] if line["seed"] == last]
+    recorded = metrics_of(folder / "run")["history"]
+    assert [line["loss"] for line in history] == [record["loss"] for record in recorded]
+    assert all(len(line["signs"]) == 0 for line in lines[:-2])
+    said = [sign for line in lines for sign in line["signs"]]
+    assert len(said) == len(metrics_of(folder / "run")["signs"])
+
+
+def test_an_earlier_run_is_replaced_only_when_asked(run, fails):
+    before = (run / "model.safetensors").read_bytes()
+    assert "--overwrite" in fails(train, "--seed", "1")
+    assert (run / "model.safetensors").read_bytes() == before
+    assert train("--seed", "1", "--overwrite") == 0
+    assert names(run) == RUN_FILES
+    assert (run / "model.safetensors").read_bytes() != before
+    assert len(log_of(run)) == 2
+
+
+def test_without_out_the_folder_has_the_name_of_the_source(folder):
+    for _ in range(2):
+        assert main(["train", "small.npz", "--quiet", *OPTIONS]) == 0
+    assert names(folder / "coincide-small") == RUN_FILES
+
+
+def test_what_is_printed(folder, capsys):
+    assert main(["train", "small.npz", "--out", "run", *OPTIONS, "--learning-rate", "1e-12"]) == 0
+    printed = capsys.readouterr()
+    for part in ("rows", "clusters", "loss", "seconds of training", "ACC", "wrote run/"):
+        assert part in printed.out
+    warnings = printed.err.splitlines()
+    assert all(line.startswith("coincide: warning: ") for line in warnings)
+    assert any("The loss did not fall" in line for line in warnings)
+
+
+def test_options_of_output(folder):
+    arguments = ("--no-report", "--format", "parquet", "--probabilities")
+    assert train(*arguments) == 0
+    assert names(folder / "run") == (RUN_FILES - {"report.html", "labels.csv"}) | {"labels.parquet"}
+    table = pq.read_table(folder / "run" / "labels.parquet")
+    assert table.num_rows == 120
+    assert main(["report", "run"]) == 0
+    assert (folder / "run" / "report.html").is_file()
+
+
+# SimCLR, and starting from it
+
+
+def test_simclr_says_that_its_clusters_mean_nothing_and_gives_its_backbone(folder, capsys):
+    assert train("--method", "simclr", out="first") == 0
+    assert "--start-from first" in capsys.readouterr().err
+    metrics = metrics_of(folder / "first")
+    assert any("clusters mean nothing" in warning for warning in metrics["warnings"])
+    assert metrics["signs"] == []
+    still = ("--start-from", "first", "--learning-rate", "1e-30", "--weight-decay", "0")
+    assert train(*still, "--method", "scan", out="next") == 0
+    first, following = (load_file(folder / name / "model.safetensors") for name in ("first", "next"))
+    backbone = {
+        name: tensor
+        for name, tensor in first.items()
+        if name.startswith("network.backbone.") and name.endswith((".weight", ".bias"))
+    }
+    assert len(backbone) >= 4
+    for name, tensor in backbone.items():
+        torch.testing.assert_close(following[name], tensor)
+
+
+def test_simclr_with_classes_has_clusters_that_mean_something(folder, capsys):
+    assert train("--method", "simclr", "--labeled-fraction", "0.5") == 0
+    assert "mean nothing" not in capsys.readouterr().err
+
+
+def test_weights_to_start_from_must_fit(folder, run, fails):
+    assert "no saved model" in fails(train, "--start-from", "nowhere", "--overwrite")
+    for options in (("--network", "small-conv"), ("--image-size", "6")):
+        error = fails(train, "--start-from", "run", "--overwrite", *options)
+        assert "not those of this network" in error
+    (folder / "vectors").mkdir()
+    assert main(["cluster", "digits", "--out", "vectors", "--quiet", "--epochs", "1"]) == 0
+    assert "model" in fails(train, "--start-from", "vectors", "--overwrite")
+
+
+# A few labels
+
+
+def test_labels_beside_blanks_are_used(folder):
+    labels = digits().labels.copy()
+    labels[30:] = -1
+    save_digits("some.npz", labels=labels)
+    options = ("--max-epochs", "30", "--known-weight", "20", "--network", "small-conv")
+    assert train(*options, source="some.npz") == 0
+    metrics = metrics_of(folder / "run")
+    assert metrics["known_labels"] == 30
+    assert metrics["scores"]["accuracy"] > 0.9
+    assert sum(sum(row) for row in metrics["confusion"]["counts"]) == 30
+    assert "knew the classes" in (folder / "run" / "report.html").read_text()
+
+
+def test_a_folder_unlabeled_has_no_classes(folder):
+    images, labels = digits().images, digits().labels
+    for row, (image, label) in enumerate(zip(images, labels, strict=True)):
+        place = "unlabeled" if row % 2 else f"class {label}"
+        save(Image.fromarray(image[0]), folder / "sorted" / place / f"{row}.png")
+    assert train(source="sorted") == 0
+    metrics = metrics_of(folder / "run")
+    assert metrics["known_labels"] == 60
+    assert metrics["model"]["n_clusters"] == 10
+    assert names(folder / "run") == RUN_FILES | {"images.csv"}
+    named = [row["image"] for row in rows_of(folder / "run" / "images.csv")]
+    assert len(named) == 120
+    assert [name.startswith("unlabeled/") for name in named] == [False] * 60 + [True] * 60
+    assert rows_of(folder / "run" / "labels.csv")[0].keys() >= {"row", "cluster"}
+
+
+def test_a_share_of_the_labels_is_used_when_asked_for(folder):
+    assert train("--labeled-fraction", "0.1") == 0
+    assert metrics_of(folder / "run")["known_labels"] == sum(
+        max(1, round(0.1 * count)) for count in np.bincount(digits().labels)
+    )
+
+
+def test_complete_labels_change_nothing_but_the_scores(folder):
+    shuffled = np.random.default_rng(0).permutation(digits().labels)
+    save_digits("shuffled.npz", labels=shuffled)
+    save_digits("nameless.npz", labels=False)
+    assert train("--max-epochs", "10", out="true") == 0
+    assert train("--max-epochs", "10", source="shuffled.npz", out="shuffled") == 0
+    assert train("--max-epochs", "10", "-k", "10", source="nameless.npz", out="nameless") == 0
+    runs = [folder / name for name in ("true", "shuffled", "nameless")]
+    models = [load_file(run / "model.safetensors") for run in runs]
+    for model in models[1:]:
+        assert_same_weights(model, models[0])
+    assert len({(run / "labels.csv").read_text() for run in runs}) == 1
+    metrics = [metrics_of(run) for run in runs]
+    assert metrics[0]["history"] == metrics[1]["history"] == metrics[2]["history"]
+    assert metrics[0]["scores"]["nmi"] > metrics[1]["scores"]["nmi"]
+    assert "scores" not in metrics[2]
+
+
+# Odd images
+
+
+def test_odd_photos_train_and_what_could_not_be_read_is_named(folder, capsys):
+    odd_folder(folder / "photos")
+    assert train("-k", "3", "--pretext-epochs", "1", source="photos") == 0
+    warning = capsys.readouterr().err
+    assert "Not read: " in warning
+    metrics = metrics_of(folder / "run")
+    skipped = dict(metrics["skipped"])
+    assert skipped.keys() == {"17.png", "18.png", "19.jpg", "20.txt"}
+    assert all(reason for reason in skipped.values())
+    assert metrics["source"]["rows"] == 16
+    assert any("and 3 more" in note for note in metrics["warnings"])
+    assert len(rows_of(folder / "run" / "images.csv")) == 16
+
+
+def test_photos_of_which_none_can_be_read_are_refused_with_reasons(folder, fails):
+    for number in range(3):
+        save(photo(20, 20), folder / "photos" / f"{number}.png").write_text("a letter")
+    error = fails(lambda: train("-k", "2", source="photos"))
+    assert "only 0 of 3 in photos can be read: 0.png (" in error
+
+
+def test_one_folder_is_no_class(folder, fails):
+    for number in range(4):
+        save(photo(20, 20, seed=number), folder / "photos" / "cat" / f"{number}.png")
+    assert "say how many clusters (-k" in fails(lambda: train(source="photos"))
+    assert train("-k", "2", source="photos") == 0
+
+
+def test_constant_images_are_refused(folder, fails):
+    np.save("constant.npy", np.full((10, 8, 8), 7, np.uint8))
+    assert "All pixels of constant are equal" in fails(
+        lambda: train("-k", "2", source="constant.npy")
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (("-k", "1"), ">= 2. Got 1"),
+        (("-k", "121"), "at most the number of images, 120. Got 121"),
+        (("--method", "colision"), "Did you mean 'collision'?"),
+        (("--network", "small-con"), "Did you mean 'small-conv'?"),
+        (("--network", "mynets.py:build"), "mynets.py"),
+        (("--view", "afine"), "Did you mean 'affine'?"),
+        (("--set", "n_view=3"), "Did you mean 'n_views'?"),
+        (("--set", "n_views"), "is not NAME=VALUE"),
+        (("--lerning-rate", "1"), "--lerning-rate"),
+        (("--learning-rate", "1e6", "--optimizer", "sgd"), "Try a smaller learning_rate."),
+        (("-k", "5", "--labeled-fraction", "0.1"), "classes that are known, 10. Got 5"),
+        (("--split", "test"), "no split 'test'"),
+        (("--set", "n_neighbors=500"), "below the number of rows, 120"),
+        (("--batch-size", "1"), "larger batch_size"),
+        (("--device", "gpu"), "'device'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_does_not_fit_is_refused_in_one_line(folder, capsys, arguments, match):
+    assert train(*arguments) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("coincide: error: ")
+    assert match in error
+    assert not (folder / "run" / "metrics.json").exists()
+
+
+def test_a_choice_in_which_every_start_diverges_ends_in_one_line(folder, fails):
+    options = ("--learning-rate", "1e6", "--optimizer", "sgd", "--starts", "4")
+    assert "Try a smaller learning_rate." in fails(train, *options)
+    # What was begun is not taken for a run, and does not stand in the way of the next one.
+    assert train("--overwrite") == 0
+
+
+# Logs elsewhere
+
+
+@pytest.mark.parametrize(
+    ("kind", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")]
+)
+def test_a_log_without_its_package_says_how_to_install_it(
+    folder, fails, monkeypatch, kind, module
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    assert f"pip install {kind}." in fails(train, "--log", kind)
+    assert train() == 0
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """What was written to a TensorBoard that is not there."""
+    numbers = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            numbers.append(folder)
+
+        def add_scalar(self, name, value, step):
+            numbers.append((name, value, step))
+
+        def close(self):
+            numbers.append("closed")
+
+    class Module:
+        pass
+
+    Module.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", Module)
+    return numbers
+
+
+def test_tensorboard_gets_the_numbers_of_the_log(folder, written):
+    assert train("--log", "tensorboard") == 0
+    place, *numbers, end = written
+    assert (place, end) == (os.path.join("run", "tensorboard"), "closed")
+    losses = [number[1:] for number in numbers if number[0] == "loss/start-0"]
+    assert losses == [(line["loss"], line["epoch"]) for line in log_of(folder / "run")]
+
+
+# New images
+
+
+def predict(*arguments):
+    return main(["predict", "run", *(str(argument) for argument in arguments), "--quiet"])
+
+
+def test_the_same_images_get_the_same_probabilities(run):
+    assert predict("small.npz", "--probabilities") == 0
+    assert (run / "predictions.csv").read_text() == (run / "labels.csv").read_text()
+
+
+def test_new_images_are_labeled(run, folder):
+    images = read_images("digits").images
+    np.save("new.npy", images[120:180])
+    assert predict("new.npy", "--probabilities", "--out", "new.csv") == 0
+    found = probabilities_of(folder / "new.csv")
+    expected = load_image_model(run, device="cpu").predict_proba(images[120:180])
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_images_of_another_size_and_color_are_made_to_fit(run, folder, monkeypatch):
+    grey = digits().images[:20, 0]
+    large = np.repeat(np.repeat(grey, 3, axis=1), 3, axis=2)
+    np.save("large.npy", np.stack([large] * 3, axis=-1))
+    assert predict("large.npy", "--probabilities", "--out", "large.csv") == 0
+    found = probabilities_of(folder / "large.csv")
+    expected = probabilities_of(run / "labels.csv")[:20]
+    # Enlarged and made smaller again, an image is nearly itself.
+    np.testing.assert_allclose(found, expected, atol=0.02)
+    for number, image in enumerate(large[:5]):
+        save(Image.fromarray(image), folder / "photos" / f"{number}.png")
+    (folder / "photos" / "bad.png").write_text("a letter")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    assert predict("photos", "--out", "photos.csv") == 0
+    assert len(rows_of(folder / "photos.csv")) == 5
+
+
+def test_prediction_says_how_well_it_fits_the_labels(run, capsys):
+    assert main(["predict", "run", "small.npz"]) == 0
+    assert "ACC" in capsys.readouterr().out
+
+
+def test_a_network_of_ones_own_is_given_again(folder, fails):
+    (folder / "mynets.py").write_text(
+        "from torch import nn\n"
+        "def build(n_channels, image_size):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(n_channels * image_size ** 2, 9))\n"
+    )
+    own = ("--network", "mynets.py:build")
+    assert train(*own) == 0
+    error = fails(lambda: predict("small.npz"))
+    assert "give it again (--network)" in error
+    assert predict("small.npz", *own) == 0
+    labels, predictions = ((folder / "run" / f"{n}.csv") for n in ("labels", "predictions"))
+    assert predictions.read_text() == labels.read_text()
+    assert train(*own, "--start-from", "run", out="next") == 0
+
+
+# Two processes
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+def start_both(*arguments):
+    """Start the command as torchrun would start it twice, each with a folder of its own."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "coincide", "train", "small.npz", *OPTIONS, "--no-cache"]
+            + [*arguments, "--out", f"rank{rank}"],
+            env={**os.environ, **meeting, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+
+
+def ended(processes):
+    try:
+        said = [process.communicate(timeout=TIMEOUT) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], said
+
+
+def test_two_processes_train_stop_together_and_only_the_first_writes(folder):
+    options = ("--starts", "2", "--pretext-epochs", "1", "--max-epochs", "2000")
+    processes = start_both(*options)
+    log, deadline = folder / "rank0" / "log.jsonl", time.monotonic() + TIMEOUT
+    while not log.exists() and processes[0].poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)
+    codes, said = ended(processes)
+    assert codes == [130, 130], said
+    assert all("take it up" in error or "takes it up" in error for _, error in said)
+    assert not (folder / "rank1").exists()
+    epochs = len(log_of(folder / "rank0"))
+    assert epochs < 2000
+    assert names(folder / "rank0") == {"checkpoints", "log.jsonl"}
+
+
+def test_two_processes_write_a_run_once(folder):
+    processes = start_both("--starts", "2", "--pretext-epochs", "1", "--probabilities")
+    codes, said = ended(processes)
+    assert codes == [0, 0], said
+    assert "wrote rank0/" in said[0][0]
+    assert said[1][0] == ""
+    assert not (folder / "rank1").exists()
+    assert names(folder / "rank0") == RUN_FILES
+    lines = log_of(folder / "rank0")
+    assert len(lines) == 1 + 2 + 1
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    assert len(rows_of(folder / "rank0" / "labels.csv")) == 120
+    assert main(["predict", "rank0", "small.npz", "--quiet", "--probabilities"]) == 0
+    written = ("predictions.csv", "labels.csv")
+    predictions, labels = (probabilities_of(folder / "rank0" / name) for name in written)
+    np.testing.assert_allclose(predictions, labels, atol=1e-6)
