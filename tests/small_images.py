@@ -68,7 +68,9 @@ def save_digits(path, count=120, labels=None):
 def train(*arguments, source="small.npz", out="run"):
     """Run ``coincide train`` with tiny settings, the given ones instead; return its status."""
     given = [str(argument) for argument in arguments]
-    return main(["train", str(source), "--out", str(out), "--quiet", "--no-cache", *OPTIONS, *given])
+    return main(
+        ["train", str(source), "--out", str(out), "--quiet", "--no-cache", *OPTIONS, *given]
+    )
 
 
 def metrics_of(folder):

@@ -1,6 +1,7 @@
 """Training on images from Python: settings filled in and refused, labels, starts, the guard."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def test_the_weights_move():
     running = training()
     run = running.fit(on_step=lambda record: states.append(running.state()[0]))
     weights = [state["0.network.head.weight"] for state in states]
-    assert all(not torch.equal(a, b) for a, b in zip(weights, weights[1:], strict=False))
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(weights))
     assert torch.equal(weights[-1], run.network.head.weight)
 
 
@@ -456,7 +457,7 @@ def test_a_network_of_the_users_own_is_trained_and_must_be_given_again(tmp_path)
     for parameter, value in zip(network.parameters(), before, strict=True):
         assert torch.equal(parameter, value)
     save_image_model(tmp_path, run)
-    with pytest.raises(ValueError, match="its network is '.*Sequential'.*give it again"):
+    with pytest.raises(ValueError, match=r"its network is '.*Sequential'.*give it again"):
         load_image_model(tmp_path)
     loaded = load_image_model(tmp_path, network=own_network(), device="cpu")
     np.testing.assert_array_equal(loaded.predict_proba(digits().images), run.probabilities)

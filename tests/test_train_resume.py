@@ -481,9 +481,9 @@ def predict(*arguments):
 
 @pytest.mark.parametrize("own", [True, False, None, "no"])
 @pytest.mark.parametrize("network", ["evil.py:build", "evilmodule:build", "timm:evil", ["evil"]])
-def test_a_model_never_names_code_to_run(model, folder, capsys, monkeypatch, network, own):
+def test_a_model_never_names_code_to_run(model, capsys, monkeypatch, network, own):
+    folder, path = model.parent, model / "model.json"
     monkeypatch.syspath_prepend(str(folder))
-    path = model / "model.json"
     description = json.loads(path.read_text())
     description["config"]["network"], description["own_network"] = network, own
     description["config"]["view"] = "evil.py:build"

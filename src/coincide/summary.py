@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import coincide
+from coincide.methods import METHODS
 from coincide.pseudolabels import OBJECTIVES, SOLVERS
 from coincide.pseudolabels.kernels import available_backends
 
@@ -133,6 +134,7 @@ def print_info() -> None:
         "devices": ", ".join(_devices()),
         "kernels": ", ".join(available_backends()),
         "solvers": ", ".join(SOLVERS),
+        "methods": ", ".join(METHODS),
         "objectives": ", ".join(OBJECTIVES),
     }
     width = max(len(name) for name in lines)

@@ -125,7 +125,10 @@ def _first_multipliers(problem: Problem, labels: Tensor | None) -> Vector:
     if labels is None:
         return indifferent
     proposed = problem.multipliers(problem.mean_label(labels))
-    return proposed if np.isfinite(proposed).all() else indifferent
+    # Labels far from the optimum propose multipliers that are worse than none.
+    if not np.isfinite(proposed).all():
+        return indifferent
+    return max(proposed, indifferent, key=problem.lower_bound)
 
 
 def _climb(state: ActiveSetState) -> ActiveSetState:
