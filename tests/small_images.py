@@ -65,9 +65,13 @@ def save_digits(path, count=120, labels=None):
     return path
 
 
-def train(*arguments, source="small.npz", out="run"):
-    """Run ``coincide train`` with tiny settings, the given ones instead; return its status."""
+def train(*arguments, source="small.npz", out="run", report=False):
+    """Run ``coincide train`` with tiny settings, the given ones instead; return its status.
+
+    The page is left out unless asked for: it takes longer than all the rest.
+    """
     given = [str(argument) for argument in arguments]
+    given += [] if report else ["--no-report"]
     return main(
         ["train", str(source), "--out", str(out), "--quiet", "--no-cache", *OPTIONS, *given]
     )

@@ -488,7 +488,9 @@ def save_for_ever(number, told):
         checkpoints.save(number, tensors, {{"number": number}})
         os.write(told, b"%12d" % number)
 
-for _ in range({KILLS}):
+for kill in range(10 * {KILLS}):
+    if kill >= {KILLS} and half_written:
+        break
     hear, told = os.pipe()
     child = os.fork()
     if child == 0:

@@ -2,11 +2,10 @@
 
 import csv
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from coincide import image_commands
 from coincide.cli import main
 from coincide.data.images import read_images
 from coincide.methods import METHODS
 from coincide.training.image_model import load_image_model
+from coincide.training.ranks import Alone
 from photos import odd_folder, photo, save
 from small_images import (
     OPTIONS,
@@ -42,7 +43,6 @@ RUN_FILES = {
     "model.json",
     "model.safetensors",
     "projection.csv",
-    "report.html",
 }
 TIMEOUT = 90  # seconds, for a machine that is busy with other things
 
@@ -101,6 +101,10 @@ def probabilities_of(path):
 
 def test_train_writes_the_run(run):
     assert names(run) == RUN_FILES
+    assert train("--overwrite", report=True) == 0
+    assert names(run) == RUN_FILES | {"report.html"}
+    assert train("--probabilities", "--overwrite") == 0
+    assert names(run) == RUN_FILES
     rows = rows_of(run / "labels.csv")
     assert [int(row["row"]) for row in rows] == list(range(120))
     model = load_image_model(run, device="cpu")
@@ -134,8 +138,8 @@ def test_metrics_say_what_was_done(run):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_with_only_its_name_changed(folder, method):
-    assert train("--method", method) == 0
-    assert names(folder / "run") == RUN_FILES
+    assert train("--method", method, report=True) == 0
+    assert names(folder / "run") == RUN_FILES | {"report.html"}
     assert metrics_of(folder / "run")["training"]["method"] == method
     page = (folder / "run" / "report.html").read_text()
     assert 'class="gallery' in page
@@ -173,7 +177,7 @@ def test_an_earlier_run_is_replaced_only_when_asked(run, fails):
 
 def test_without_out_the_folder_has_the_name_of_the_source(folder):
     for _ in range(2):
-        assert main(["train", "small.npz", "--quiet", *OPTIONS]) == 0
+        assert main(["train", "small.npz", "--quiet", "--no-report", *OPTIONS]) == 0
     assert names(folder / "coincide-small") == RUN_FILES
 
 
@@ -188,9 +192,8 @@ def test_what_is_printed(folder, capsys):
 
 
 def test_options_of_output(folder):
-    arguments = ("--no-report", "--format", "parquet", "--probabilities")
-    assert train(*arguments) == 0
-    assert names(folder / "run") == (RUN_FILES - {"report.html", "labels.csv"}) | {"labels.parquet"}
+    assert train("--format", "parquet", "--probabilities") == 0
+    assert names(folder / "run") == (RUN_FILES - {"labels.csv"}) | {"labels.parquet"}
     table = pq.read_table(folder / "run" / "labels.parquet")
     assert table.num_rows == 120
     assert main(["report", "run"]) == 0
@@ -244,7 +247,7 @@ def test_labels_beside_blanks_are_used(folder):
     labels[30:] = -1
     save_digits("some.npz", labels=labels)
     options = ("--max-epochs", "30", "--known-weight", "20")
-    assert train(*options, source="some.npz") == 0
+    assert train(*options, source="some.npz", report=True) == 0
     metrics = metrics_of(folder / "run")
     assert metrics["known_labels"] == 30
     assert metrics["scores"]["accuracy"] > 0.9
@@ -505,29 +508,53 @@ def ended(processes):
     return [process.returncode for process in processes], said
 
 
-def test_two_processes_stop_together_go_on_and_only_the_first_writes(folder):
-    options = ("--batch-size", "120", "--max-epochs", "25", "--probabilities")
-    processes = start_both(*options)
-    log, deadline = folder / "rank0" / "log.jsonl", time.monotonic() + TIMEOUT
-    while not log.exists() and processes[0].poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    processes[1].send_signal(signal.SIGTERM)
-    codes, said = ended(processes)
-    assert codes == [130, 130], said
-    assert all("--resume takes it up again" in error for _, error in said)
-    assert names(folder) == {"small.npz", "rank0"}
-    assert names(folder / "rank0") == {"checkpoints", "log.jsonl"}
-    assert len(log_of(folder / "rank0")) < 25
-
-    (folder / "rank1").symlink_to("rank0")  # as all read the one folder
-    codes, said = ended(start_both(*options, "--resume"))
+def test_two_processes_write_a_run_once(folder):
+    options = ("--batch-size", "120", "--pretext-epochs", "1", "--probabilities")
+    codes, said = ended(start_both(*options))
     assert codes == [0, 0], said
     assert "wrote rank0/" in said[0][0]
     assert said[1][0] == ""
-    assert names(folder / "rank0") == RUN_FILES
-    assert [line["epoch"] for line in log_of(folder / "rank0")] == list(range(25))
+    assert not (folder / "rank1").exists()
+    assert names(folder / "rank0") == RUN_FILES | {"report.html"}
+    lines = log_of(folder / "rank0")
+    assert [(line["pretext"], line["epoch"]) for line in lines] == [
+        (True, 0),
+        (False, 0),
+        (False, 1),
+    ]
+    assert all(np.isfinite(line["loss"]) for line in lines)
     assert len(rows_of(folder / "rank0" / "labels.csv")) == 120
     assert main(["predict", "rank0", "small.npz", "--quiet", "--probabilities"]) == 0
     written = ("predictions.csv", "labels.csv")
     predictions, labels = (probabilities_of(folder / "rank0" / name) for name in written)
     np.testing.assert_allclose(predictions, labels, atol=1e-6)
+
+
+class Pair(Alone):
+    """The first of two processes, of which the other is asked to stop after its third epoch."""
+
+    size = 2
+    epochs = 0
+
+    def least(self, value):
+        self.epochs += 1
+        return min(value, -1.0 if self.epochs == 3 else 0.0)
+
+
+def test_processes_stop_when_any_of_them_is_asked_to(folder, monkeypatch, capsys):
+    monkeypatch.setattr(image_commands, "join_ranks", lambda device: nullcontext(Pair()))
+    assert train("--method", "mi", "--max-epochs", "6") == 130
+    assert "--resume takes it up again" in capsys.readouterr().err
+    assert len(log_of(folder / "run")) == 3
+    assert train("--method", "mi", "--max-epochs", "6", "--resume") == 130
+    assert [line["epoch"] for line in log_of(folder / "run")] == list(range(6))
+    assert train("--method", "mi", "--max-epochs", "6", "--resume") == 0
+    assert names(folder / "run") == RUN_FILES
+
+
+def test_a_training_of_two_processes_is_not_taken_up_by_one(folder, monkeypatch, fails):
+    with monkeypatch.context() as patched:
+        patched.setattr(image_commands, "join_ranks", lambda device: nullcontext(Pair()))
+        assert train("--method", "mi", "--max-epochs", "6") == 130
+    error = fails(train, "--method", "mi", "--max-epochs", "6", "--resume")
+    assert "processes = 2, not 1" in error
