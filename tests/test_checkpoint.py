@@ -480,6 +480,9 @@ checkpoints = Checkpoints(folder, keep=2)
 random.seed(0)
 number, half_written, saved = 0, 0, 0
 
+torch.set_num_threads(1)  # a pool of threads does not survive the fork
+
+
 def save_for_ever(number, told):
     # Every number twice, for the second time in the place of the first.
     for half in range(2 * number, 10**9):

@@ -157,7 +157,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         n_clusters: int = 8,
         *,
         objective: str = "cce+",
-        solver: str = "auto",
+        solver: str = "interior-point",
         fairness: float = 100.0,
         prior: ArrayLike | None = None,
         network: str | nn.Module = "linear",
