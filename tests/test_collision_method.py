@@ -145,10 +145,10 @@ def expected_loss(network, batch, probs):
     return float(torch.stack(losses).mean().detach())
 
 
-@pytest.mark.parametrize("n_views", [1, 3])
-def test_plain_rows_are_labeled(n_views):
+@pytest.mark.parametrize(("n_views", "labeled_by"), [(1, "auto"), (3, "plain")])
+def test_plain_rows_are_labeled(n_views, labeled_by):
     network, batch = mixed(), batch_of(n_views)
-    method = method_of(label_tol=1e-9, n_views=n_views)
+    method = method_of(label_tol=1e-9, n_views=n_views, labeled_by=labeled_by)
     outcome = method.loss(network, batch)
     probs = torch.softmax(network(batch.plain), 1)
     torch.testing.assert_close(outcome.seen, probs.detach())
@@ -158,9 +158,10 @@ def test_plain_rows_are_labeled(n_views):
     torch.testing.assert_close(outcome.logits, network(batch.views[0]))
 
 
-def test_the_mean_of_the_views_is_labeled():
+@pytest.mark.parametrize("labeled_by", ["auto", "views"])
+def test_the_mean_of_the_views_is_labeled(labeled_by):
     network, batch = mixed(), batch_of(n_views=3)
-    outcome = method_of(label_tol=1e-9, n_views=3, labeled_by="views").loss(network, batch)
+    outcome = method_of(label_tol=1e-9, n_views=3, labeled_by=labeled_by).loss(network, batch)
     probs = torch.stack([torch.softmax(network(view), 1) for view in batch.views]).mean(0)
     torch.testing.assert_close(outcome.seen, probs.detach())
     assert float(outcome.loss.detach()) == pytest.approx(
@@ -222,7 +223,7 @@ def test_the_loss_is_the_mean_over_the_views():
         method_of().loss(network, Batch(batch.rows, batch.plain, (view,))).loss
         for view in batch.views
     ]
-    together = method_of(n_views=3).loss(network, batch).loss
+    together = method_of(n_views=3, labeled_by="plain").loss(network, batch).loss
     torch.testing.assert_close(together, torch.stack(alone).mean())
 
 

@@ -285,7 +285,7 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         flag, kind = "--" + setting.name.replace("_", "-"), _TYPES[str(setting.type)]
         help = setting.metadata["help"]
         if kind is bool:
-            group.add_argument(flag, action="store_true", default=None, help=help)
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=help)
         else:
             default = "" if setting.default is None else f" (default: {setting.default})"
             metavar = {int: "N", float: "X", str: "NAME"}[kind]

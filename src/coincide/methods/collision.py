@@ -24,7 +24,7 @@ from coincide.pseudolabels.solver import Outcome as Solved
 from coincide.pseudolabels.solver import run_solver, run_uncertified
 
 _SHARED = ("active-set", "interior-point")  # whose sums run over the processes
-LABELED_BY = ("plain", "views", "teacher")
+LABELED_BY = ("auto", "plain", "views", "teacher")
 
 _CERTIFIED = 1e-1  # the tolerance of a batch's labels by certificate, relative to an estimate
 _SHARPER = 1e-2  # the tolerance of an evaluation, relative to that of a batch
@@ -48,9 +48,11 @@ class CollisionMethod(Method):
         The row kernels of the solver.
     n_views : int
         Changed views of each row; the loss is the mean over them.
-    labeled_by : {"plain", "views", "teacher"}
+    labeled_by : {"auto", "plain", "views", "teacher"}
         Whose predictions the labels are made of: those of the rows as they are, the mean of those
-        of the changed views, or those of a slow copy of the network.
+        of the changed views (the neighbor's is one of them), or those of a slow copy of the
+        network. ``"auto"``: the views where there are several, which also saves a pass through
+        the network; one view alone would learn nothing but itself.
     teacher_momentum : float
         Share of the slow copy that a step keeps.
     n_neighbors : int
@@ -66,7 +68,7 @@ class CollisionMethod(Method):
     label_tol: float = 0.05
     backend: str = "torch"
     n_views: int = 1
-    labeled_by: str = "plain"
+    labeled_by: str = "auto"
     teacher_momentum: float = 0.99
     n_neighbors: int = 0
     _guess: Vector | None = field(default=None, init=False, repr=False)
@@ -96,7 +98,8 @@ class CollisionMethod(Method):
         """Return the mean over the views of collision cross-entropy to the batch's labels."""
         changed = batch.views if batch.partners is None else (*batch.views, batch.partners)
         views = None
-        if self.labeled_by == "views":
+        by_views = len(changed) > 1 if self.labeled_by == "auto" else self.labeled_by == "views"
+        if by_views:
             views = [network(view).float() for view in changed]
             probs = torch.stack([torch.softmax(view.detach(), 1) for view in views]).mean(0)
         else:

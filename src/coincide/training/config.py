@@ -43,6 +43,9 @@ class TrainingConfig:
         small one.
     known_weight : float
         Of the cross-entropy of rows whose class is known.
+    revive : bool
+        Whether a cluster that an epoch left empty takes over half of the largest one, see
+        :mod:`coincide.training.revival`; for heads of one linear layer.
     """
 
     batch_size: int = _setting(500, "rows a step, over all ranks")
@@ -56,6 +59,7 @@ class TrainingConfig:
     accumulate: int = _setting(1, "parts of a batch, each with its own backward pass")
     precision: str = _setting("float32", "float32 or bfloat16")
     known_weight: float = _setting(2.0, "weight of the cross-entropy of known classes")
+    revive: bool = _setting(False, "give empty clusters half of the largest one")
 
     def steps_per_epoch(self, n_rows: int) -> int:
         """Return the number of batches, all of nearly the same size and none above the limit."""
@@ -105,6 +109,8 @@ class ImageTrainingConfig(TrainingConfig):
         Share of the labels that training may use, drawn evenly from the classes; 0 for none.
     pretext_epochs : int or None
         Passes of SimCLR over the images before any clusters; None: 30 on small data, else 0.
+    revive : bool or None
+        None: with the collision method; the others stay as they were published.
     starts : int or None
         Short starts, of which the best by loss goes on; None: 8 on small data, fewer on large.
     start_epochs : int
@@ -146,4 +152,7 @@ class ImageTrainingConfig(TrainingConfig):
     device: str = _setting("auto", "auto, cpu, cuda, cuda:1, ...")
     channels_last: bool | None = _setting(None, "lay images out with the channels last")
     precision: str = _setting("auto", "auto, float32 or bfloat16")
+    revive: bool | None = _setting(  # type: ignore[assignment]
+        None, "give empty clusters half of the largest one (default: the collision method alone)"
+    )
     compile: bool = _setting(False, "compile the backbone (torch.compile)")

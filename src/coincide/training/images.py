@@ -139,7 +139,12 @@ class ImageTraining:
         self.image_shape = tuple(images.shape[1:])
         self.mean, self.std = (values.tolist() for values in channel_statistics(images))
         self.known = draw_known(self.source.labels, self.config)
-        build_method(self.config, self.device)  # refuses its settings before a pretext is trained
+        # Refused before a pretext is trained.
+        if build_method(self.config, self.device).head(1) is not None and self.config.revive:
+            raise ValueError(
+                f"The method {self.config.method!r} has a head of more than one linear layer, whose"
+                " clusters cannot be revived: leave 'revive' out."
+            )
         view = self.config.view if self.view is None else self.view
         self._view = build_image_view(view, self.image_shape)
         rows = ImageRows(images, self.device)
@@ -223,6 +228,7 @@ class ImageTraining:
             max_epochs=self.config.pretext_epochs,
             schedule="cosine",
             weight_decay=_PRETEXT_DECAY,
+            revive=False,
         )
         return self._assemble(SimCLR(self.config.n_clusters), config, seed)
 
@@ -329,6 +335,7 @@ def fill_in(config: ImageTrainingConfig, source: ImageSource) -> ImageTrainingCo
         half = not tiny and _has_bfloat16_units(find_device(config.device, _OWNER))
         precision = "bfloat16" if half else "float32"
     last = config.channels_last
+    revive = config.method == "collision" if config.revive is None else config.revive
     return dataclasses.replace(
         config,
         n_clusters=n_clusters,
@@ -339,6 +346,7 @@ def fill_in(config: ImageTrainingConfig, source: ImageSource) -> ImageTrainingCo
         learning_rate=(_SMALL_RATE if tiny else _RATE) if rate is None else rate,
         max_epochs=(_SMALL_EPOCHS if tiny else _EPOCHS) if epochs is None else epochs,
         precision=precision,
+        revive=revive,
         channels_last=precision == "bfloat16" if last is None else last,
     )
 

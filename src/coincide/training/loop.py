@@ -21,7 +21,10 @@ from coincide.methods.method import UNKNOWN, Batch, Method, Outcome
 from coincide.networks import parameter_groups
 from coincide.training.config import TrainingConfig
 from coincide.training.ranks import ALONE, Ranks
+from coincide.training.revival import revive, take_over
 from coincide.training.seen import Rows, Seen
+
+_REVIVED_UNTIL = 0.7  # of all epochs; what comes to life later would not be settled in time
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class EpochRecord:
         The range of the clusters' shares of the rows.
     quantities : dict
         Means of what the method reports of its steps.
+    revived : int
+        Empty clusters that took over half of a large one before the epoch.
     """
 
     epoch: int
@@ -71,6 +76,7 @@ class EpochRecord:
     least_share: float
     largest_share: float
     quantities: dict[str, float] = field(default_factory=dict)
+    revived: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,7 @@ class _Epoch:
     step: int = 0
     losses: list[Tensor] = field(default_factory=list)
     quantities: list[dict[str, float]] = field(default_factory=list)
+    revived: int = 0
 
 
 class Trainer:
@@ -207,11 +214,12 @@ class Trainer:
         n_epochs = self.config.epochs(len(rows))
         self.network.train()
         if self._under_way is None:
-            self._under_way = _Epoch(self._generator.get_state())
+            seen = Seen(self.network, rows, half=self._half)
+            revived = self._revive(seen, self.epoch / n_epochs)
+            self._under_way = _Epoch(self._generator.get_state(), revived=revived)
             self._before = self._clusters
             self._clusters = torch.zeros(len(rows), dtype=torch.int64)
             self.products = np.zeros_like(self.products)
-            seen = Seen(self.network, rows, half=self._half)
             self.method.begin_epoch(self.epoch, n_epochs, seen)
         else:
             self.method.begin_epoch(self.epoch, n_epochs, None)
@@ -237,6 +245,16 @@ class Trainer:
         self._ranks.average_gradients(self.network.parameters())
         self._optimizer.step()
         return outcome
+
+    def _revive(self, seen: Seen, progress: float) -> int:
+        """Give clusters that the last epoch left empty half of a large one, while there is time."""
+        if not self.config.revive or self._clusters is None or progress >= _REVIVED_UNTIL:
+            return 0
+        head = self.network.head
+        assert isinstance(head, nn.Linear)
+        pairs = revive(head, self._clusters, seen, self._ranks)
+        take_over(self._optimizer, head.parameters(), pairs)
+        return len(pairs)
 
     def _train_on(self, data: Data, batch: Tensor) -> Tensor:
         """Take one step on the rows of a batch, this rank on its share; return the loss."""
@@ -316,6 +334,7 @@ class Trainer:
             least_share=float(sizes.min()) / len(self._clusters),
             largest_share=float(sizes.max()) / len(self._clusters),
             quantities=_means(running.quantities, self._ranks),
+            revived=running.revived,
         )
         self.records.append(record)
         self.epoch += 1
@@ -352,7 +371,11 @@ class Trainer:
             running = self._under_way
             tensors["order"] = running.order_state
             tensors["losses"] = torch.stack([torch.zeros(()), *running.losses])[1:]
-            about["under_way"] = {"step": running.step, "quantities": running.quantities}
+            about["under_way"] = {
+                "step": running.step,
+                "quantities": running.quantities,
+                "revived": running.revived,
+            }
         return {name: t.detach().clone() for name, t in tensors.items()}, about
 
     def restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
@@ -384,6 +407,7 @@ class Trainer:
                 step=about["under_way"]["step"],
                 losses=list(tensors["losses"].unbind()),
                 quantities=about["under_way"]["quantities"],
+                revived=about["under_way"]["revived"],
             )
 
 
