@@ -13,7 +13,7 @@ from coincide.methods import METHODS, UNKNOWN
 from coincide.networks import Network
 from coincide.training.config import ImageTrainingConfig
 from coincide.training.image_model import load_image_model, save_image_model
-from coincide.training.images import build_method, draw_known, fill_in
+from coincide.training.image_settings import build_method, draw_known, fill_in
 from coincide.training.ranks import ALONE
 from small_images import DIGITS, TINY, assert_same_run, digits, one_thread, training
 
@@ -214,7 +214,7 @@ def test_lambda_relative_to_the_mean_holds_the_clusters_apart(seed):
 
 
 def test_a_loss_that_does_not_fall_is_named():
-    run = run_of(learning_rate=1e-12)
+    run = run_of(learning_rate=1e-12, revive=False)
     assert any(
         sign.startswith("The loss did not fall") and "Try another learning_rate" in sign
         for sign in run.signs

@@ -20,7 +20,8 @@ from coincide.data.images import ImageRows
 from coincide.data.source import Array
 from coincide.networks import IMAGE_NETWORKS, Network, build_image_network, linear_head
 from coincide.training.config import ImageTrainingConfig
-from coincide.training.images import ImageRun, build_method
+from coincide.training.image_settings import build_method
+from coincide.training.images import ImageRun
 from coincide.training.seen import Seen
 
 KIND = "images"  # in the description of a model, which tells it from one of feature vectors
