@@ -182,7 +182,8 @@ def test_without_out_the_folder_has_the_name_of_the_source(folder):
 
 
 def test_what_is_printed(folder, capsys):
-    assert main(["train", "small.npz", "--out", "run", *OPTIONS, "--learning-rate", "1e-12"]) == 0
+    options = [*OPTIONS, "--learning-rate", "1e-12", "--no-revive"]
+    assert main(["train", "small.npz", "--out", "run", *options]) == 0
     printed = capsys.readouterr()
     for part in ("rows", "clusters", "loss", "seconds of training", "ACC", "wrote run/"):
         assert part in printed.out
@@ -444,7 +445,7 @@ def test_images_of_another_size_and_color_are_made_to_fit(run, folder, monkeypat
     expected = load_image_model(run, device="cpu").predict_proba(cut)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     # Enlarged and made smaller again, an image is nearly itself.
-    np.testing.assert_allclose(found, probabilities_of(run / "labels.csv")[:20], atol=0.1)
+    assert np.abs(found - probabilities_of(run / "labels.csv")[:20]).mean() < 0.02
     for number, image in enumerate(large[:5]):
         save(Image.fromarray(image), folder / "photos" / f"{number}.png")
     (folder / "photos" / "bad.png").write_text("a letter")

@@ -110,7 +110,8 @@ class ImageTrainingConfig(TrainingConfig):
     pretext_epochs : int or None
         Passes of SimCLR over the images before any clusters; None: 30 on small data, else 0.
     revive : bool or None
-        None: with the collision method; the others stay as they were published.
+        None: with the collision method where no classes are known; the other methods stay as
+        they were published.
     starts : int or None
         Short starts, of which the best by loss goes on; None: 8 on small data, fewer on large.
     start_epochs : int

@@ -75,7 +75,9 @@ def fill_in(config: ImageTrainingConfig, source: ImageSource) -> ImageTrainingCo
         half = not tiny and _has_bfloat16_units(find_device(config.device, _OWNER))
         precision = "bfloat16" if half else "float32"
     last = config.channels_last
-    revive = config.method == "collision" if config.revive is None else config.revive
+    revive = config.revive
+    if revive is None:  # known classes keep their clusters alive, and by their own numbers
+        revive = config.method == "collision" and not _tells_classes(source.labels, config)
     return dataclasses.replace(
         config,
         n_clusters=n_clusters,
@@ -164,6 +166,13 @@ def build_method(config: ImageTrainingConfig, device: torch.device) -> Method:
     return kind(n_clusters=config.n_clusters, **options)  # type: ignore[call-arg]
 
 
+def _tells_classes(labels: NDArray[np.int64] | None, config: ImageTrainingConfig) -> bool:
+    """Whether training may use some labels."""
+    if labels is None:
+        return False
+    return config.labeled_fraction > 0 or bool((labels == UNKNOWN).any())
+
+
 def draw_known(
     labels: NDArray[np.int64] | None, config: ImageTrainingConfig
 ) -> NDArray[np.int64] | None:
@@ -181,7 +190,7 @@ def draw_known(
         if config.labeled_fraction > 0:
             raise ValueError("labeled_fraction needs labels, and the images have none.")
         return None
-    if config.labeled_fraction == 0 and (labels != UNKNOWN).all():
+    if not _tells_classes(labels, config):
         return None
     assert config.n_clusters is not None
     if labels.max() >= config.n_clusters:

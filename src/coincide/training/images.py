@@ -243,23 +243,32 @@ class ImageTraining:
         # With several starts in the choice, the choice is the way out.
         if not trainer.method.clusters or len(starts.alive) > 1:
             return []
-        n_clusters = trainer.method.n_clusters
-        found = signs_of_collapse(
-            trainer.sizes,
-            trainer.products,
-            np.full(n_clusters, 1 / n_clusters),
-            [record.loss for record in trainer.records],
-            IMAGE_ADVICE,
+        expected = np.full(trainer.method.n_clusters, 1 / trainer.method.n_clusters)
+        if trainer.revives(trainer.records[-1].n_epochs):
+            expected[:] = 0  # no cluster will stay empty
+        losses = [record.loss for record in trainer.records]
+        return self._note(
+            signs_of_collapse(trainer.sizes, trainer.products, expected, losses, IMAGE_ADVICE)
         )
+
+    def _note(self, signs: list[str]) -> list[str]:
+        """Keep signs, and return those of kinds not met before."""
         met = {_advice(sign): sign for sign in self.signs}
         # With other clusters every epoch it is the same sign; the last one stays.
-        self.signs = list((met | {_advice(sign): sign for sign in found}).values())
-        return [sign for sign in found if _advice(sign) not in met]
+        self.signs = list((met | {_advice(sign): sign for sign in signs}).values())
+        return [sign for sign in signs if _advice(sign) not in met]
 
     def _describe(self, trainer: Trainer) -> ImageRun:
         half = self.config.precision == "bfloat16"
         logits = Seen(trainer.network, self.data.rows, half=half).logits()
         probs = torch.softmax(logits, 1).numpy()
+        clusters = probs.argmax(1)
+        if trainer.method.clusters:
+            # What the user gets: the epochs saw the views of images, in batches.
+            n_clusters = trainer.method.n_clusters
+            sizes = np.bincount(clusters, minlength=n_clusters)
+            expected = np.full(n_clusters, 1 / n_clusters)
+            self._note(signs_of_collapse(sizes, probs.T @ probs, expected, [], IMAGE_ADVICE))
         return ImageRun(
             network=trainer.network.eval(),
             method=trainer.method,
@@ -267,7 +276,7 @@ class ImageTraining:
             image_shape=self.image_shape,
             mean=self.mean,
             std=self.std,
-            clusters=probs.argmax(1),
+            clusters=clusters,
             probabilities=probs,
             known=self.known,
             history=trainer.records,

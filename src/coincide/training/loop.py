@@ -215,7 +215,7 @@ class Trainer:
         self.network.train()
         if self._under_way is None:
             seen = Seen(self.network, rows, half=self._half)
-            revived = self._revive(seen, self.epoch / n_epochs)
+            revived = self._revive(seen) if self.revives(n_epochs) else 0
             self._under_way = _Epoch(self._generator.get_state(), revived=revived)
             self._before = self._clusters
             self._clusters = torch.zeros(len(rows), dtype=torch.int64)
@@ -246,9 +246,13 @@ class Trainer:
         self._optimizer.step()
         return outcome
 
-    def _revive(self, seen: Seen, progress: float) -> int:
-        """Give clusters that the last epoch left empty half of a large one, while there is time."""
-        if not self.config.revive or self._clusters is None or progress >= _REVIVED_UNTIL:
+    def revives(self, n_epochs: int) -> bool:
+        """Whether clusters that are empty now are revived before the next epoch."""
+        return self.config.revive and self.epoch < _REVIVED_UNTIL * n_epochs
+
+    def _revive(self, seen: Seen) -> int:
+        """Give clusters that the last epoch left empty half of a large one; return how many."""
+        if self._clusters is None:
             return 0
         head = self.network.head
         assert isinstance(head, nn.Linear)
