@@ -405,3 +405,21 @@ P = torch.tensor([[0.5, 0.5], [0.1, 0.9]])
 def test_refused(call: Callable[[], Tensor], error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize("name", ["entropy", "kl_divergence", "cross_entropy", "renyi_entropy"])
+def test_a_softmax_that_underflowed_gets_a_gradient(name):
+    """An entry of exactly 0 lies at the boundary, where that of the formula is infinite."""
+    logits = torch.tensor([[1e4, 0.0, -1e4], [200.0, 199.0, -1e4]], requires_grad=True)
+    p, q = torch.softmax(logits, 1), torch.softmax(torch.tensor([[3.0, 1.0, -1e4]]), 1)
+    values = {
+        "entropy": lambda: losses.entropy(p),
+        "kl_divergence": lambda: losses.kl_divergence(p, q),
+        "cross_entropy": lambda: losses.cross_entropy(p, q),
+        "renyi_entropy": lambda: losses.renyi_entropy(p, 0.5),
+    }[name]()
+    (found,) = torch.autograd.grad(values.sum(), logits)
+    assert found.isfinite().all()
+    assert found[0].abs().max() < 1e-6
+    assert found[1, :2].abs().min() > 1e-3
+    assert float(found[1, 2]) == 0

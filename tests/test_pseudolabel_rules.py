@@ -100,6 +100,25 @@ def test_sinkhorn_refuses_a_class_it_cannot_fill() -> None:
         solve_pseudo_labels(probs, objective="ce+kl", solver="sinkhorn")
 
 
+def test_sinkhorn_fills_a_class_that_all_but_vanished() -> None:
+    """``σ^10`` of a class at ``e^-80`` is ``e^-800``, beyond float64."""
+    logits = torch.randn(40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits[:, 0] -= 80
+    probs = torch.softmax(logits, 1)
+    for dtype in (torch.float32, torch.float64):
+        found = solve_pseudo_labels(probs.to(dtype), objective="ce+kl", solver="sinkhorn")
+        torch.testing.assert_close(
+            found.labels.mean(0), torch.full((3,), 1 / 3, dtype=dtype), atol=1e-3, rtol=0
+        )
+        near = solve_pseudo_labels(
+            torch.softmax(logits + torch.tensor([80.0, 0, 0]), 1).to(dtype),
+            objective="ce+kl",
+            solver="sinkhorn",
+        )
+        # A factor common to a column makes no difference.
+        torch.testing.assert_close(found.labels, near.labels, atol=1e-2, rtol=0)
+
+
 def test_sinkhorn_with_known_rows_still_reaches_the_prior() -> None:
     probs, known = random_probs(40, 4), np.where(np.arange(40) < 4, 0, -1)
     found = solve_pseudo_labels(probs, known=known, objective="ce+kl", solver="sinkhorn")

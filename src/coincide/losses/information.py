@@ -14,7 +14,8 @@ broadcast there. Vectors are taken as they are: not normalized, not checked to b
 float16 and bfloat16 are computed and returned in float32.
 
 Gradients are those of the formula and finite inside the simplex; they are determined along the
-simplex only, that is up to a constant per vector, which a softmax above it removes.
+simplex only, that is up to a constant per vector, which a softmax above it removes. Where an entry
+is 0 the gradient there is its finite part, so that a softmax that underflowed gets numbers.
 
 Sources: Zhang & Boykov, arXiv 2303.07321, for the numbers (6), (8), (9); Thierrin, Alajaji &
 Linder, *Rényi Cross-Entropy Measures for Common Distributions and Processes with Memory*,
@@ -55,7 +56,7 @@ def entropy(p: Tensor) -> Tensor:
     tensor(0.6931)
     """
     (p,) = _vectors("entropy", p=p)
-    return -_log_power_mean(p, p.log(), 0.0)
+    return -_log_power_mean(p, _log(p, p), 0.0)
 
 
 def renyi_entropy(p: Tensor, order: float) -> Tensor:
@@ -79,7 +80,7 @@ def renyi_entropy(p: Tensor, order: float) -> Tensor:
     tensor(0.6931)
     """
     (p,) = _vectors("renyi_entropy", p=p)
-    return -_log_power_mean(p, p.log(), _exponent(order, "renyi_entropy"))
+    return -_log_power_mean(p, _log(p, p), _exponent(order, "renyi_entropy"))
 
 
 def collision_entropy(p: Tensor) -> Tensor:
@@ -122,7 +123,7 @@ def cross_entropy(p: Tensor, q: Tensor) -> Tensor:
     tensor(0.6931)
     """
     p, q = _vectors("cross_entropy", p=p, q=q)
-    return -_log_power_mean(p, q.log(), 0.0)
+    return -_log_power_mean(p, _log(q, p), 0.0)
 
 
 def collision_cross_entropy_of_probs(p: Tensor, q: Tensor) -> Tensor:
@@ -183,7 +184,7 @@ def shifted_renyi_cross_entropy(p: Tensor, q: Tensor, order: float) -> Tensor:
     tensor(0.6931)
     """
     p, q = _vectors("shifted_renyi_cross_entropy", p=p, q=q)
-    return -_log_power_mean(p, q.log(), _exponent(order, "shifted_renyi_cross_entropy"))
+    return -_log_power_mean(p, _log(q, p), _exponent(order, "shifted_renyi_cross_entropy"))
 
 
 def natural_renyi_cross_entropy(p: Tensor, q: Tensor, order: float) -> Tensor:
@@ -233,7 +234,7 @@ def renyi_divergence(p: Tensor, q: Tensor, order: float) -> Tensor:
     tensor(1.3863)
     """
     p, q = _vectors("renyi_divergence", p=p, q=q)
-    return _log_power_mean(p, p.log() - q.log(), _exponent(order, "renyi_divergence"))
+    return _log_power_mean(p, _log(p, p) - _log(q, p), _exponent(order, "renyi_divergence"))
 
 
 def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
@@ -259,7 +260,7 @@ def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
     tensor(0.6931)
     """
     p, q = _vectors("kl_divergence", p=p, q=q)
-    return _log_power_mean(p, p.log() - q.log(), 0.0)
+    return _log_power_mean(p, _log(p, p) - _log(q, p), 0.0)
 
 
 def bhattacharyya_distance(p: Tensor, q: Tensor) -> Tensor:
@@ -281,7 +282,12 @@ def bhattacharyya_distance(p: Tensor, q: Tensor) -> Tensor:
     tensor(0.6931)
     """
     p, q = _vectors("bhattacharyya_distance", p=p, q=q)
-    return _log_power_mean(p, p.log() - q.log(), -0.5) / 2
+    return _log_power_mean(p, _log(p, p) - _log(q, p), -0.5) / 2
+
+
+def _log(x: Tensor, p: Tensor) -> Tensor:
+    """Return ``ln x``, and 0 for an ``x = 0`` that does not count, as its gradient would be NaN."""
+    return x.masked_fill((x == 0) & (p == 0), 1.0).log()
 
 
 def _log_power_mean(p: Tensor, logs: Tensor, exponent: float) -> Tensor:

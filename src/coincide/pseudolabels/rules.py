@@ -7,7 +7,7 @@ certified gap of (5).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -88,15 +88,30 @@ class Sinkhorn:
                 "The 'sinkhorn' solver needs a positive prediction in every class that the prior"
                 f" wants. Got none in class {empty.argmax()}; use 'interior-point'."
             )
-        return RuleState(torch.softmax(self.sharpness * problem.probs.log(), 1))
+        return _scaled(self.sharpness * problem.probs.log())
 
     def step(self, problem: Problem, state: RuleState) -> RuleState:
         """Scale the columns to the prior, then the rows to 1, in the log domain."""
-        column = problem.mean_label(state.labels)
-        with np.errstate(divide="ignore"):
-            scale = np.log(problem.prior / column)
-        labels = torch.softmax(state.labels.log() + torch.from_numpy(scale).to(state.labels), 1)
+        assert isinstance(state, _Scaled)
         wanted = problem.prior > 0
-        off = np.abs(problem.mean_label(labels)[wanted] / problem.prior[wanted] - 1)
-        done = bool(off.max() <= self.marginal_tol)
-        return RuleState(labels, stalled=done)
+        free = torch.logsumexp((state.logs + problem.weights.log()[:, None]).double(), 0)
+        with np.errstate(divide="ignore"):
+            column = np.logaddexp(free.cpu().numpy(), np.log(problem.held))
+            scale = np.log(problem.prior) - np.where(wanted, column, 0)
+        found = _scaled(state.logs + torch.from_numpy(scale).to(state.logs))
+        off = np.abs(problem.mean_label(found.labels)[wanted] / problem.prior[wanted] - 1)
+        found.stalled = bool(off.max() <= self.marginal_tol)
+        return found
+
+
+@dataclass
+class _Scaled(RuleState):
+    """Labels with their logarithms, which hold what the labels themselves would round to 0."""
+
+    logs: Tensor = field(kw_only=True)
+
+
+def _scaled(logs: Tensor) -> _Scaled:
+    """Return labels whose logarithms are these, up to a constant for each row."""
+    logs = torch.log_softmax(logs, 1)
+    return _Scaled(logs.exp(), logs=logs)
