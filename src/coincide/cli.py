@@ -229,8 +229,9 @@ def _add_train(commands: _Commands, debug: _Parser) -> None:
     train.add_argument("source", metavar="SOURCE", help="images (see below)")
     _add_images(train.add_argument_group("images"))
     train.add_argument(
-        "-k", "--clusters", dest="n_clusters", metavar="K", type=int,
-        help="how many clusters (default: the number of classes, if there are labels)",
+        "-k", "--clusters", dest="n_clusters", metavar="K", type=_clusters,
+        help="how many clusters (default: the number of classes, if there are labels); of several,"
+        " as in 8,10,12 or 5-15, or auto for 2-20, the one that short starts agree on",
     )  # fmt: skip
     _add_settings(train.add_argument_group("training (every setting of ImageTrainingConfig)"))
     train.add_argument(
@@ -290,6 +291,22 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
             default = "" if setting.default is None else f" (default: {setting.default})"
             metavar = {int: "N", float: "X", str: "NAME"}[kind]
             group.add_argument(flag, type=kind, metavar=metavar, help=help + default)
+
+
+def _clusters(text: str) -> int | tuple[int, ...]:
+    """Return a number of clusters, or several to choose from."""
+    if text == "auto":
+        return tuple(range(2, 21))
+    numbers: list[int] = []
+    try:
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            numbers += range(int(first), int(last) + 1) if dash else [int(first)]
+    except ValueError:
+        numbers = []
+    if not numbers:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number, no list as 8,10,12 or 5-15")
+    return numbers[0] if len(numbers) == 1 else tuple(dict.fromkeys(numbers))
 
 
 def _option(text: str) -> tuple[str, Any]:

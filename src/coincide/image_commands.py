@@ -52,6 +52,7 @@ from coincide.training.image_model import KIND, load_image_model
 from coincide.training.images import ImageRun, ImageTraining
 from coincide.training.loop import EpochRecord, StepRecord
 from coincide.training.ranks import Ranks
+from coincide.training.selection import Candidate, choose, compare_settings
 
 
 class Stopped(KeyboardInterrupt):
@@ -70,6 +71,10 @@ def train(arguments: Namespace) -> None:
     timings: Timings = {}
     with timed(timings, "read"):
         source = _read(arguments, arguments.split)
+    candidates: list[Candidate] = []
+    if isinstance(arguments.n_clusters, tuple):
+        with timed(timings, "choose"):
+            candidates = _choose_clusters(arguments, source)
     config = _config(arguments)
     device = find_device(config.device, "coincide train")
     with join_ranks(device) as ranks, noted() as notes:
@@ -90,6 +95,8 @@ def train(arguments: Namespace) -> None:
             f" nothing: train another one with --start-from {folder}."
         )
     metrics = describe_run(arguments, source, run, notes, timings)
+    if candidates:
+        metrics["candidates"] = [asdict(candidate) for candidate in candidates]
     written = write_image_run(arguments, folder, source, run, metrics)
     if not arguments.quiet:
         summary.print_training(metrics)
@@ -148,6 +155,31 @@ def _config(arguments: Namespace) -> ImageTrainingConfig:
     given = {name: getattr(arguments, name) for name in fields if hasattr(arguments, name)}
     given["method_options"] = dict(arguments.method_options or ())
     return ImageTrainingConfig(**{k: v for k, v in given.items() if v is not None})
+
+
+def _choose_clusters(arguments: Namespace, source: ImageSource) -> list[Candidate]:
+    """Compare the numbers of clusters to choose from, and take the best for the training."""
+    numbers = arguments.n_clusters
+    if arguments.resume or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "A number of clusters is chosen before the training, by one process. Give the one that"
+            " was chosen, such as -k 10, to resume or to train with several."
+        )
+    config = _config(arguments)
+    configs = [dataclasses.replace(config, n_clusters=number) for number in numbers]
+    found: list[Candidate] = []
+    with _bar(arguments.quiet, "choosing") as move:
+
+        def on_candidate(candidate: Candidate) -> None:
+            found.append(candidate)
+            move(len(found), len(numbers), f"choosing: {candidate.n_clusters} clusters")
+
+        compare_settings(source, configs, on_candidate=on_candidate)
+    chosen = choose(found)
+    arguments.n_clusters = found[chosen].n_clusters
+    if not arguments.quiet:
+        summary.print_candidates([asdict(candidate) for candidate in found], chosen)
+    return found
 
 
 def _initial(arguments: Namespace) -> dict[str, Any] | None:

@@ -84,6 +84,19 @@ def print_training(metrics: dict[str, Any]) -> None:
     _print(table, metrics)
 
 
+def print_candidates(candidates: Sequence[dict[str, Any]], chosen: int) -> None:
+    """Print what the numbers of clusters to choose from came to, and the one that was taken."""
+    table = Table(box=SIMPLE, pad_edge=False)
+    for name in ("clusters", "agreement of starts", "loss / ln K", ""):
+        table.add_column(name, justify="right")
+    for number, candidate in enumerate(candidates):
+        agreement = f"{candidate['agreement']:.3f} ± {candidate['error']:.3f}"
+        mark = "chosen" if number == chosen else ""
+        row = (f"{candidate['n_clusters']}", agreement, f"{candidate['loss']:.3f}", mark)
+        table.add_row(*row, style="bold" if mark else "")
+    Console().print(table)
+
+
 def print_prediction(outcome: dict[str, Any], shape: tuple[int, ...]) -> None:
     """Print the table of a prediction, and with labels the table of scores."""
     _print(_facts(shape, outcome), outcome)
