@@ -45,7 +45,7 @@ class TrainingConfig:
         Of the cross-entropy of rows whose class is known.
     revive : bool
         Whether a cluster that an epoch left empty takes over half of the largest one, see
-        :mod:`coincide.training.revival`; for heads of one linear layer.
+        :func:`coincide.training.revival.revive`; for heads of one linear layer.
     """
 
     batch_size: int = _setting(500, "rows a step, over all ranks")

@@ -82,7 +82,7 @@ def compare_settings(
     Raises
     ------
     ValueError
-        For settings that :class:`ImageTraining` refuses, or none.
+        For settings that :class:`~coincide.training.images.ImageTraining` refuses, or none.
     """
     check_integer(n_starts, "n_starts", _OWNER, low=2)
     check_integer(n_epochs, "n_epochs", _OWNER, low=1)
