@@ -4,7 +4,7 @@
 
 Every cell is one training through the public API and one JSON file in
 ``experiments/results/image_training``; a cell whose file exists is not run again. ``--cells`` picks
-some by name, ``--list`` prints them all.
+some by name, ``--list`` prints them all, ``--table`` what is there as Markdown.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sklearn.cluster import KMeans
 
 from coincide.data.images import ImageSource, read_images
 from coincide.metrics import score_clustering
@@ -30,7 +31,7 @@ from coincide.training.image_model import ImageModel
 from coincide.training.images import ImageTraining
 
 RESULTS = Path(__file__).parent / "results" / "image_training"
-METHODS = ("collision", "mi", "miadm", "sela", "imsat", "iic", "scan")
+METHODS = ("kmeans", "collision", "mi", "miadm", "sela", "imsat", "iic", "scan")
 SHORT = {"network": "small-conv", "max_epochs": 2, "starts": 1, "pretext_epochs": 0}
 
 
@@ -67,15 +68,15 @@ def cells() -> list[Cell]:
     ]
     # λ per image, as Algorithm 1 reads, in batches of 250, and nothing that works against it.
     literal = {"fairness": 100 / 250, "revive": False, "method_options": {"n_neighbors": 0}}
-    collapse = [
-        Cell("collapse", "mnist-literal", "mnist", {**SHORT, **literal, "network": "vgg4"})
-    ]
+    collapse = [Cell("collapse", "mnist-literal", "mnist", {**SHORT, **literal, "network": "vgg4"})]
     return digits + mnist + methods + semi + collapse
 
 
 def run(cell: Cell, source: ImageSource, test: ImageSource | None) -> dict[str, Any]:
     """Train one cell and return its scores, its settings and what the guard said."""
     settings = dict(cell.settings)
+    if settings.get("method") == "kmeans":
+        return run_kmeans(source, test)
     if cell.labels_alone:
         # The method's loss vanishes beside the cross-entropy of the known classes.
         settings["known_weight"] = 1e6
@@ -101,6 +102,37 @@ def run(cell: Cell, source: ImageSource, test: ImageSource | None) -> dict[str, 
         result["test_scores"] = score_clustering(test.labels, probs.argmax(1), probs.max(1))
         result["test_accuracy_unmatched"] = float((probs.argmax(1) == test.labels).mean())
     return result
+
+
+def run_kmeans(source: ImageSource, test: ImageSource | None) -> dict[str, Any]:
+    """Cluster the pixels by K-means, the reference."""
+    started = time.perf_counter()
+    settings = {"n_clusters": len(source.label_names or ()), "n_init": 3, "random_state": 0}
+    model = KMeans(**settings).fit(source.images.reshape(len(source.images), -1) / 255)
+    result: dict[str, Any] = {
+        "scores": score_clustering(source.labels, model.labels_),
+        "seconds": time.perf_counter() - started,
+        "settings": settings,
+    }
+    if test is not None:
+        found = model.predict(test.images.reshape(len(test.images), -1) / 255)
+        result["test_scores"] = score_clustering(test.labels, found)
+    return result
+
+
+def print_table() -> None:
+    """Print the results that are there as a Markdown table."""
+    print("| Cell | Accuracy | Test accuracy | Seconds | Live clusters |")
+    print("|---|---|---|---|---|")
+    for cell in cells():
+        path = RESULTS / f"{cell.name}.json"
+        if not path.exists():
+            continue
+        told = json.loads(path.read_text(encoding="utf-8"))
+        test = f"{told['test_scores']['accuracy']:.3f}" if "test_scores" in told else ""
+        live = told["history"][-1]["live_clusters"] if "history" in told else ""
+        scores = f"{told['scores']['accuracy']:.3f} | {test} | {told['seconds']:.0f} | {live}"
+        print(f"| {cell.name} | {scores} |")
 
 
 def circumstances() -> dict[str, Any]:
@@ -130,7 +162,11 @@ def main() -> None:
     parser.add_argument("--mnist", default="mnist", help="where MNIST is, or its name on the hub")
     parser.add_argument("--cifar10", default="cifar10", help="where CIFAR-10 is, or its name")
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
+    if arguments.table:
+        print_table()
+        return
     places = {"digits": "digits", "mnist": arguments.mnist, "cifar10": arguments.cifar10}
     read: dict[tuple[str, str], ImageSource] = {}
 
