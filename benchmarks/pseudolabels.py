@@ -3,16 +3,15 @@
     python benchmarks/pseudolabels.py --quick --out benchmarks/results/pseudolabels.json
     python docs/figures/solver_benchmark.py     # the tables and the figure of the documentation
 
-Every problem is ``softmax(scale · normal logits)`` from a seed, objective (11), uniform prior. All
-solvers are judged in float64 by the one certificate of the library: objective minus lower bound.
+Every problem is ``softmax(scale · normal logits)`` from a seed, or what the library's estimator
+predicts of the digits after some epochs; objective (11), uniform prior. All solvers are judged in
+float64 by the one certificate of the library: objective minus lower bound.
 
 - First-order solvers (EM, projected gradient, paper EM): the clock runs during ``start`` and
   ``step`` only. It stands still while their labels are certified, after every 5 % more
   iterations; a time to a gap is that of the first such check. They stop at ``FIRST_ORDER_GAP``
   or at the cap; the gap reached there is recorded, nothing is extrapolated.
-- Interior point: the library's own loop, and its certificates are counted.
-  It runs as a user meets it, and once more with NumPy's and SciPy's BLAS held to one thread
-  each: their two thread pools and PyTorch's otherwise compete for the same cores.
+- Active set and interior point: the library's own loop, and their certificates are counted.
 - cvxpy with CLARABEL: ``Problem.solve`` from modeling to solution; CLARABEL's own time beside it.
 
 The paper's EM starts from the predictions, as printed; the library's solvers from uniform labels.
@@ -25,8 +24,8 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -38,15 +37,18 @@ import numpy as np
 import torch
 from circumstances import circumstances
 from paper_em import EPSILON, PaperEM
-from threadpoolctl import threadpool_limits
+from sklearn.datasets import load_digits
 from torch import Tensor
 
+from coincide import CollisionClustering
+from coincide.pseudolabels.accelerated_em import AcceleratedEM
+from coincide.pseudolabels.active_set import ActiveSet
 from coincide.pseudolabels.em import ExpectationMaximization
 from coincide.pseudolabels.interior_point import InteriorPoint
 from coincide.pseudolabels.problem import Problem, certify
 from coincide.pseudolabels.projected_gradient import ProjectedGradient
 from coincide.pseudolabels.reduction import reduce_problem
-from coincide.pseudolabels.solver import run_solver
+from coincide.pseudolabels.solver import Solver, run_solver
 
 PACKAGES = ("coincide", "torch", "numpy", "numba", "scipy", "cvxpy", "clarabel")
 FIRST_ORDER_GAP = 1e-3
@@ -56,33 +58,49 @@ REPEATS = 3
 CHANGE = 1e-3  # the other stop, max|Δy| of one iteration
 SWEEPS = 31
 POINTS = 30  # of a trace, at least, that the results keep
+EXACT: dict[str, Solver] = {"active set": ActiveSet(), "interior point": InteriorPoint()}
 TABLE_1_STEPS = {2: (1.0, 10.0, 20.0), 20: (0.1, 1.0, 5.0), 200: (0.1, 1.0, 5.0)}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A seeded problem."""
+    """A seeded problem, or predictions of the digits after ``epochs`` of training."""
 
     rows: int
     classes: int
     fairness: float
     scale: float
     seed: int = 0
+    epochs: int = 0
 
     def problem(self, backend: str = "torch") -> Problem:
         """Return the problem, to be solved with the row kernels of a backend."""
-        normal = np.random.default_rng(self.seed).standard_normal((self.rows, self.classes))
-        probs = torch.from_numpy(self.scale * normal).softmax(1)
+        probs = recorded(self.epochs) if self.epochs else self.drawn()
         prior = np.full(self.classes, 1 / self.classes)
         return reduce_problem(
             probs, prior=prior, fairness=self.fairness, objective="cce+", backend=backend
         ).problem
+
+    def drawn(self) -> Tensor:
+        """Return random predictions."""
+        normal = np.random.default_rng(self.seed).standard_normal((self.rows, self.classes))
+        return torch.from_numpy(self.scale * normal).softmax(1)
+
+
+@cache
+def recorded(epochs: int) -> Tensor:
+    """Return what the estimator predicts of the digits after some epochs, from no start."""
+    rows = load_digits().data
+    model = CollisionClustering(10, init="random", n_init=1, max_epochs=epochs, random_state=0)
+    probs = torch.from_numpy(np.asarray(model.fit(rows).predict_proba(rows), np.float64))
+    return probs / probs.sum(1, keepdim=True)
 
 
 def first_order_solvers(case: Case) -> dict[str, tuple[Any, torch.dtype]]:
     """Return the first-order solvers of a case and the precision each works in."""
     solvers: dict[str, tuple[Any, torch.dtype]] = {
         "EM": (ExpectationMaximization(), torch.float64),
+        "EM, accelerated": (AcceleratedEM(), torch.float64),
         "paper EM": (PaperEM(), torch.float64),
         "paper EM, float32": (PaperEM(), torch.float32),
         "PGD, line search": (ProjectedGradient(), torch.float64),
@@ -167,12 +185,12 @@ def repeated_trace(
     return runs[len(runs) // 2] | {"repeats": len(runs)}
 
 
-def exact(problem: Problem, tol: float) -> dict[str, Any]:
-    """Run the interior point through the library's loop, certificates counted."""
+def exact(problem: Problem, tol: float, solver: Solver) -> dict[str, Any]:
+    """Run a solver through the library's loop, certificates counted."""
     times: list[float] = []
     while not times or (times[0] < SHORT and len(times) < REPEATS):
         started = time.perf_counter()
-        outcome = run_solver(InteriorPoint(), problem, tol=tol, max_iter=InteriorPoint.max_iter)
+        outcome = run_solver(solver, problem, tol=tol, max_iter=solver.max_iter)
         times.append(time.perf_counter() - started)
     assert outcome.certificate is not None
     return {
@@ -182,20 +200,20 @@ def exact(problem: Problem, tol: float) -> dict[str, Any]:
         "objective": outcome.certificate.objective,
         "gap": outcome.certificate.gap,
         "converged": outcome.converged,
-        "seconds_per_iteration": median(times) / outcome.n_iter,
+        "seconds_per_iteration": median(times) / max(1, outcome.n_iter),
     }
 
 
-def interior_point(case: Case, backend: str) -> dict[str, Any]:
-    """Run the interior point to the relative gap 1e-6 and to both absolute gaps; trace it."""
+def to_gaps(case: Case, solver: Solver, backend: str) -> dict[str, Any]:
+    """Run an exact solver to the relative gap 1e-6 and to both absolute gaps; trace it."""
     problem = case.problem(backend)
-    found = exact(problem, EXACT_GAP)
+    found = exact(problem, EXACT_GAP, solver)
     scale = max(1.0, abs(found["objective"]))
     for gap in ("1e-2", "1e-3"):
-        found[f"to_{gap}"] = exact(problem, float(gap) / scale)
+        found[f"to_{gap}"] = exact(problem, float(gap) / scale, solver)
     found["points"] = [
         {key: exact_run[key] for key in ("seconds", "gap", "iterations")}
-        for exact_run in (exact(problem, 10.0**-n / scale) for n in range(7))
+        for exact_run in (exact(problem, 10.0**-n / scale, solver) for n in range(7))
     ]
     return found
 
@@ -256,11 +274,10 @@ def sweeps(case: Case) -> dict[str, Any]:
 def compare(case: Case, cap: float, gradient_cap: float) -> dict[str, Any]:
     """Run every solver on one problem."""
     solvers = {
-        f"interior point, {backend}": interior_point(case, backend)
+        f"{name}, {backend}": to_gaps(case, solver, backend)
+        for name, solver in EXACT.items()
         for backend in ("numba", "torch")
     }
-    with threadpool_limits(1, user_api="blas"):
-        solvers["interior point, numba, BLAS on 1 thread"] = interior_point(case, "numba")
     problem = case.problem("numba")
     for name, (solver, dtype) in first_order_solvers(case).items():
         limit = gradient_cap if name.startswith("PGD") else cap
@@ -274,19 +291,20 @@ def compare(case: Case, cap: float, gradient_cap: float) -> dict[str, Any]:
     return {**vars(case), "cap": cap, "gradient_cap": gradient_cap, "solvers": solvers}
 
 
-def grid(cases: Iterator[Case]) -> list[dict[str, Any]]:
-    """Run the interior point alone to the relative gap 1e-6."""
-    found = []
-    for case in cases:
-        found.append({**vars(case), **exact(case.problem("numba"), EXACT_GAP)})
-        _tell(case, "interior point, numba", found[-1])
+def grid(cases: list[Case]) -> dict[str, list[dict[str, Any]]]:
+    """Run the exact solvers alone to the relative gap 1e-6."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in EXACT}
+    for case, (name, solver) in product(cases, EXACT.items()):
+        found[name].append({**vars(case), **exact(case.problem("numba"), EXACT_GAP, solver)})
+        _tell(case, f"{name}, numba", found[name][-1])
     return found
 
 
 def _tell(case: Case, name: str, found: dict[str, Any]) -> None:
     """Print one line of progress."""
     print(
-        f"M={case.rows} K={case.classes} λ={case.fairness:g} scale={case.scale:g} {name}:"
+        f"M={case.rows} K={case.classes} λ={case.fairness:g}"
+        f" {f'epochs={case.epochs}' if case.epochs else f'scale={case.scale:g}'} {name}:"
         f" {found['iterations']} iterations, {found['seconds']:.3f} s, gap {found['gap']:.2e}"
         f"{'' if found['converged'] else ' (not converged)'}",
         flush=True,
@@ -296,7 +314,8 @@ def _tell(case: Case, name: str, found: dict[str, Any]) -> None:
 def warm_up() -> None:
     """Compile everything once, unmeasured."""
     case = Case(500, 5, 1.0, 2.0)
-    exact(case.problem("numba"), EXACT_GAP)
+    for exact_solver in EXACT.values():
+        exact(case.problem("numba"), EXACT_GAP, exact_solver)
     for solver, dtype in first_order_solvers(case).values():
         trace(solver, case.problem("numba"), dtype, 0.1, FIRST_ORDER_GAP)
 
@@ -306,18 +325,18 @@ def side_by_side(full: bool) -> list[Case]:
     table_1 = [Case(5000, classes, 100.0, 2.0) for classes in (2, 20, 200)]
     light = [Case(5000, classes, 1.0, 2.0) for classes in (20, 200)]
     small = [Case(250, classes, fairness, 2.0) for classes, fairness in product((2, 10), (1, 100))]
+    table_1 += [Case(len(recorded(epochs)), 10, 100.0, 0.0, epochs=epochs) for epochs in (1, 10)]
     if not full:
         return table_1 + light + small
     others = product((250, 5000, 100_000), (2, 10, 20, 200, 1000), (1.0, 100.0), (2.0, 5.0))
     return list(dict.fromkeys(table_1 + light + small + [Case(*each) for each in others]))
 
 
-def alone(full: bool) -> Iterator[Case]:
-    """Return the problems that the interior point gets alone."""
+def alone(full: bool) -> list[Case]:
+    """Return the problems that the exact solvers get alone."""
     most = 100_000_000 if full else 2_000_000
-    for each in product((250, 5000, 100_000), (2, 10, 20, 200, 1000), (1.0, 100.0), (2.0, 5.0)):
-        if each[0] * each[1] <= most:
-            yield Case(*each)
+    sizes = product((250, 5000, 100_000), (2, 10, 20, 200, 1000), (1.0, 100.0), (2.0, 5.0))
+    return [Case(*each) for each in sizes if each[0] * each[1] <= most]
 
 
 def _finite(value: Any) -> Any:
@@ -351,8 +370,8 @@ def main() -> None:
         "epsilon": {str(dtype): value for dtype, value in EPSILON.items()},
         "tolerances": {"first order, absolute gap": FIRST_ORDER_GAP, "exact, relative": EXACT_GAP},
         "sweeps": [sweeps(Case(5000, classes, 100.0, 2.0)) for classes in (2, 20, 200)],
-        "linearity": grid(Case(n, 20, 100.0, 2.0) for n in rows),
-        "interior_point": grid(alone(arguments.full)),
+        "linearity": grid([Case(n, 20, 100.0, 2.0) for n in rows]),
+        "grid": grid(alone(arguments.full)),
         "problems": [],
     }
     for case in side_by_side(arguments.full):

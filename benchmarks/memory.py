@@ -1,0 +1,90 @@
+"""Peak memory of a solve, in arrays of the size of the predictions, and in bytes.
+
+    python benchmarks/memory.py --out benchmarks/results/memory.json
+
+Every case is a process of its own: float32 predictions are made in place, and after a small solve
+that compiles, the high-water mark of resident memory is reset and read again after the solve of
+(11), λ = 100, to the default tolerance. The predictions themselves and the labels returned count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from circumstances import circumstances
+
+from coincide import solve_pseudo_labels
+
+CASES = ((100_000, 100), (1_000_000, 100))
+SOLVERS = ("active-set", "interior-point", "em")
+
+
+def predictions(rows: int, classes: int) -> torch.Tensor:
+    """Return softmax of normal logits of scale 2, made in place."""
+    logits = torch.empty(rows, classes).normal_(std=2, generator=torch.Generator().manual_seed(0))
+    return logits.exp_().div_(logits.sum(1, keepdim=True))
+
+
+def resident(kind: str) -> int:
+    """Return bytes of resident memory: ``VmRSS`` now, ``VmHWM`` at its highest."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    line = next(line for line in status if line.startswith(kind))
+    return 1024 * int(line.split()[1])
+
+
+def measure(rows: int, classes: int, solver: str) -> dict[str, Any]:
+    """Solve once in this process and return what it took."""
+    solve_pseudo_labels(predictions(1000, classes), solver=solver, max_iter=3)
+    before = resident("VmRSS")
+    probs = predictions(rows, classes)
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets VmHWM
+    started = time.perf_counter()
+    found = solve_pseudo_labels(probs, solver=solver, max_iter=20 if solver == "em" else None)
+    seconds = time.perf_counter() - started
+    peak = resident("VmHWM")
+    return {
+        "rows": rows,
+        "classes": classes,
+        "solver": solver,
+        "peak_bytes": peak,
+        "arrays": (peak - before) / (4 * rows * classes),
+        "seconds": seconds,
+        "iterations": found.n_iter,
+        "gap": found.gap,
+        "converged": found.converged,
+    }
+
+
+def main() -> None:
+    """Measure every case in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--case", nargs=3, metavar=("M", "K", "SOLVER"))
+    arguments = parser.parse_args()
+    if arguments.case:
+        rows, classes, solver = arguments.case
+        print(json.dumps(measure(int(rows), int(classes), solver)))
+        return
+    results = circumstances("memory.py", ("coincide", "torch", "numpy", "numba"))
+    results["cases"] = []
+    for rows, classes in CASES:
+        for solver in SOLVERS:
+            case = ["--case", str(rows), str(classes), solver]
+            told = subprocess.run(
+                [sys.executable, __file__, *case], capture_output=True, text=True, check=True
+            )
+            results["cases"].append(json.loads(told.stdout))
+            print(told.stdout.strip(), flush=True)
+    if arguments.out:
+        arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
