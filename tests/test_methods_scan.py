@@ -27,6 +27,20 @@ def test_mined_neighbors_are_those_of_scikit_learn(block, monkeypatch):
     )
 
 
+def test_wide_features_are_mined_in_their_principal_directions():
+    """Rows of 20 directions in 2,000 features, and a little noise in all of them."""
+    noise = 1e-4 * random(60, 2000)
+    features = random(60, 20) @ random(20, 2000) + noise
+    state = torch.get_rng_state()
+    found = mine_neighbors(features, 10)
+    assert torch.equal(torch.get_rng_state(), state)
+    reference = NearestNeighbors(n_neighbors=10, metric="cosine").fit(features)
+    expected = reference.kneighbors(return_distance=False)
+    shared = [len(set(a) & set(b)) for a, b in zip(found.tolist(), expected.tolist(), strict=True)]
+    assert np.mean(shared) > 9.8
+    torch.testing.assert_close(mine_neighbors(features, 10), found)
+
+
 def test_a_row_is_not_its_own_neighbor_even_among_duplicates():
     found = mine_neighbors(torch.ones(6, 2), 5)
     assert [sorted(row) for row in found.tolist()] == [
