@@ -291,12 +291,12 @@ def _take_up(arguments: Namespace, training: ImageTraining, checkpoints: Checkpo
     tensors, about = found
     before = about.get("settings", {})
     now = json.loads(json.dumps(_settings(arguments, training)))
-    for name in now:
-        if before.get(name) != now[name]:
-            raise ValueError(
-                f"The training to resume has {name} = {before.get(name)!r}, not {now[name]!r}:"
-                " give the same options, or begin anew without --resume."
-            )
+    other = [f"{n} = {before.get(n)!r}, not {now[n]!r}" for n in now if before.get(n) != now[n]]
+    if other:
+        raise ValueError(
+            f"The training to resume has {'; '.join(other)}: give the same options, or begin anew"
+            " without --resume."
+        )
     try:
         training.restore((tensors, about["state"]))
     except (KeyError, RuntimeError) as error:

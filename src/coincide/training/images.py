@@ -58,7 +58,7 @@ class ImageRun:
         Of the start that went on.
     starts : list of StartRecord
     signs : list of str
-        What looked wrong, in plain words.
+        What looks wrong with these clusters, in plain words.
     """
 
     network: nn.Module
@@ -247,28 +247,26 @@ class ImageTraining:
         if trainer.revives(trainer.records[-1].n_epochs):
             expected[:] = 0  # no cluster will stay empty
         losses = [record.loss for record in trainer.records]
-        return self._note(
-            signs_of_collapse(trainer.sizes, trainer.products, expected, losses, IMAGE_ADVICE)
-        )
-
-    def _note(self, signs: list[str]) -> list[str]:
-        """Keep signs, and return those of kinds not met before."""
-        met = {_advice(sign): sign for sign in self.signs}
-        # With other clusters every epoch it is the same sign; the last one stays.
-        self.signs = list((met | {_advice(sign): sign for sign in signs}).values())
-        return [sign for sign in signs if _advice(sign) not in met]
+        found = signs_of_collapse(trainer.sizes, trainer.products, expected, losses, IMAGE_ADVICE)
+        # With other clusters every epoch it is the same sign.
+        met = {_advice(sign) for sign in self.signs}
+        new = [sign for sign in found if _advice(sign) not in met]
+        self.signs += new
+        return new
 
     def _describe(self, trainer: Trainer) -> ImageRun:
         half = self.config.precision == "bfloat16"
         logits = Seen(trainer.network, self.data.rows, half=half).logits()
         probs = torch.softmax(logits, 1).numpy()
         clusters = probs.argmax(1)
+        signs = []
         if trainer.method.clusters:
-            # What the user gets: the epochs saw the views of images, in batches.
+            # Of what the user gets: the epochs saw the views of images, in batches.
             n_clusters = trainer.method.n_clusters
             sizes = np.bincount(clusters, minlength=n_clusters)
             expected = np.full(n_clusters, 1 / n_clusters)
-            self._note(signs_of_collapse(sizes, probs.T @ probs, expected, [], IMAGE_ADVICE))
+            losses = [record.loss for record in trainer.records]
+            signs = signs_of_collapse(sizes, probs.T @ probs, expected, losses, IMAGE_ADVICE)
         return ImageRun(
             network=trainer.network.eval(),
             method=trainer.method,
@@ -281,7 +279,7 @@ class ImageTraining:
             known=self.known,
             history=trainer.records,
             starts=self.starts.records,
-            signs=self.signs,
+            signs=signs,
         )
 
 
