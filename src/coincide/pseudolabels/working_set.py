@@ -15,12 +15,21 @@ import torch
 from torch import Tensor
 
 from coincide.pseudolabels.dual import Point
-from coincide.pseudolabels.kernels import RowKernels, candidate_kernels, near_candidates
+from coincide.pseudolabels.kernels import (
+    Minimizers,
+    RowKernels,
+    StepArrays,
+    candidate_kernels,
+    near_candidates,
+)
+from coincide.pseudolabels.kernels.candidates import Pairs, nearest_rows, still_near
 from coincide.pseudolabels.kernels.shared_rows import NoRows
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Problem
 
-_LEAST_SLACK, _WIDER = 1e-6, 10.0
+_MOST_ADDED = 32  # candidates of a row beside its nearest
+_USED = 1e-3  # a label from here on keeps its class a candidate
+_BLEND = 1e-3  # of uniform labels, so that no coincidence is 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +77,22 @@ class WorkingSet(Problem):
         open_rows = torch.bincount(self.classes.flatten(), weighted, len(self.prior)).double()
         return self.summed(open_rows.cpu().numpy())[0] + self.held
 
+    def candidates(self, labels: Tensor) -> Pairs:
+        """Return the candidates of all M rows, the settled too; infinitely near those in use."""
+        alone = self.closed.nonzero().squeeze(1)
+        rows = torch.cat((alone, self.rows.repeat_interleave(self.classes.shape[1])))
+        classes = torch.cat((self.settled[alone], self.classes.flatten()))
+        used = torch.cat((torch.ones_like(alone, dtype=torch.bool), (labels > _USED).flatten()))
+        far = torch.full_like(rows, torch.inf, dtype=torch.float64)
+        return Pairs(rows, classes, far.masked_fill(used, -torch.inf))
+
+    @property
+    def closed(self) -> Tensor:
+        """Which of all M rows are settled."""
+        closed = torch.ones_like(self.settled, dtype=torch.bool)
+        closed[self.rows] = False
+        return closed
+
     def expand(self, labels: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the labels of all rows, ``(M, K)``."""
         full = torch.zeros(
@@ -79,11 +104,14 @@ class WorkingSet(Problem):
         return full
 
 
-def working_set(problem: Problem, point: Point, slack: float, most: int) -> WorkingSet:
-    """Return the rows with a second class within ``slack`` of their envelope.
+def first_working_set(
+    problem: Problem, point: Point, slack: float, most: int, spare: float | None = None
+) -> WorkingSet:
+    """Return the rows with a second class within ``slack`` of their envelope, and those classes.
 
-    Where no row has one, or some class would stay empty at an infinite loss, the slack grows and
-    the candidates double until the working set can move.
+    The rows' own choice may leave a class with too few rows: then multipliers would have to rise
+    far to make up for it, and say nothing about the problem. Such a class chooses the rows nearest
+    to it.
 
     Parameters
     ----------
@@ -94,41 +122,192 @@ def working_set(problem: Problem, point: Point, slack: float, most: int) -> Work
     slack : float
         In units of the row loss.
     most : int
-        Candidates a row may have: the nearest.
+        Candidates that a row chooses: the nearest.
+    spare : float, optional
+        Let every class choose: as many rows as it asks for, and this times their root.
     """
-    answer, classes = point.rows, problem.probs.shape[1]
+    settled, rows, classes = _nearest_to_rows(problem, point, slack, most)
+    counts = _wanted_rows(problem, point, (settled, rows, classes), spare)
+    added = nearest_rows(problem.probs, point.multipliers, point.rows, counts)
+    return _restrict(problem, *_add(problem, point, settled, (rows, classes), added), settled)
+
+
+def next_working_set(
+    problem: Problem, point: Point, slack: float, most: int, kept: Pairs
+) -> WorkingSet:
+    """Return what :func:`first_working_set` does, and what is still near of the last working set.
+
+    What the last labels use is kept however far it is, so that the optimum is hardly worse.
+
+    Parameters
+    ----------
+    problem, point, slack, most
+        As in :func:`first_working_set`.
+    kept : Pairs
+        The candidates of the last working set.
+    """
+    settled, rows, classes = _nearest_to_rows(problem, point, slack, most)
+    added = still_near(problem.probs, point.multipliers, point.rows, kept, slack)
+    return _restrict(problem, *_add(problem, point, settled, (rows, classes), added), settled)
+
+
+def _nearest_to_rows(
+    problem: Problem, point: Point, slack: float, most: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the class that every row would be settled in, the open rows and their candidates."""
+    answer = point.rows
     settled = torch.where(answer.share >= 0.5, answer.steep, answer.flat)
-    while True:
-        most = min(most, classes)
-        rows, candidates = _nearest(problem, point, slack, most)
-        found = _restrict(problem, rows, candidates, settled)
-        if found.can_move or (most == classes and slack == np.inf):
-            return found
-        slack, most = _WIDER * max(_LEAST_SLACK, slack), 2 * most
+    bounds = 1, min(most, len(problem.prior))
+    return settled, *_nearest(problem, point, slice(None), slack, bounds)
 
 
-def _nearest(problem: Problem, point: Point, slack: float, most: int) -> tuple[Tensor, Tensor]:
-    """Return the open rows and their candidates, as many of them on every process."""
+def carry_over(
+    last: WorkingSet, arrays: StepArrays, working: WorkingSet, multipliers: Vector, target: float
+) -> StepArrays:
+    """Return the iterate on a new working set that goes on from the iterate on the last.
 
-    def search(least: int) -> tuple[Tensor, Tensor]:
-        if not len(problem.probs):
-            none = torch.zeros_like(problem.probs, dtype=torch.int64)
-            return none[:, 0], none[:, :least]
-        return near_candidates(
-            problem.backend,
-            problem.probs,
-            point.multipliers,
-            point.rows,
-            slack=slack,
-            most=most,
-            least=least,
+    What is new gets as slack how far its line lies below the row's level. Complementarity rises to
+    ``target`` where it is smaller: an iterate closer to the boundary than to the optimum of the
+    new set would hardly move.
+
+    Parameters
+    ----------
+    last, working : WorkingSet
+        Of the same problem.
+    arrays : StepArrays
+        The iterate on the last one.
+    multipliers : array of shape (K,)
+    target : float
+        For every ``y ζ``.
+    """
+    labels, slacks = _look_up(last, arrays, working, target)
+    new = slacks == 0
+    inside = torch.lerp(labels, working.uniform_labels(), _BLEND)
+    lines = working.descent(inside) + working.at_rows(multipliers - multipliers.max())
+    level = (labels * (lines + slacks)).sum(1, keepdim=True) / labels.sum(1, keepdim=True)
+    slacks = torch.where(new, (level - lines).clamp_min(target**0.5), slacks)
+    labels = torch.where(new, target / slacks, labels)
+    basic = labels > slacks
+    slacks = torch.where(basic, torch.maximum(slacks, target / labels), slacks)
+    labels = torch.where(basic, labels, torch.maximum(labels, target / slacks))
+    return StepArrays(labels / labels.sum(1, keepdim=True), slacks)
+
+
+def _look_up(
+    last: WorkingSet, arrays: StepArrays, working: WorkingSet, target: float
+) -> tuple[Tensor, Tensor]:
+    """Return the last labels and slacks of the candidates; 0 for those that had none."""
+    n_classes = len(last.prior)
+    alone = last.closed.nonzero().squeeze(1)
+    keys, order = torch.cat(
+        (
+            (last.rows[:, None] * n_classes + last.classes).flatten(),
+            alone * n_classes + last.settled[alone],
         )
+    ).sort()
+    ones = torch.ones_like(alone, dtype=torch.float64)
+    values = torch.stack(
+        (
+            torch.cat((arrays.y.flatten(), ones)),
+            torch.cat((arrays.zeta.flatten(), target * ones)),
+        )
+    )[:, order]
+    wanted = working.rows[:, None] * n_classes + working.classes
+    place = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)
+    labels, slacks = torch.where(keys[place] == wanted, values[:, place], 0.0)
+    return labels, slacks
 
-    rows, classes = search(1)
-    if problem.sums is None:
-        return rows, classes
-    widest = int(-problem.sums.least(-classes.shape[1]))
-    return (rows, classes) if classes.shape[1] == widest else search(widest)
+
+def _nearest(
+    problem: Problem,
+    point: Point,
+    among: Tensor | slice,
+    slack: float,
+    bounds: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
+    """Return the rows with several classes near and those classes, at least and at most so many."""
+    least, most = bounds
+    probs = problem.probs[among]
+    if not len(probs):
+        none = torch.zeros_like(probs, dtype=torch.int64)
+        return none[:, 0], none[:, :least]
+    return near_candidates(
+        problem.backend,
+        probs,
+        point.multipliers,
+        Minimizers(*(part[among] for part in point.rows)),
+        slack=slack,
+        most=most,
+        least=least,
+    )
+
+
+def _wanted_rows(
+    problem: Problem, point: Point, chosen: tuple[Tensor, Tensor, Tensor], spare: float | None
+) -> Vector:
+    """Return from how many rows each class is to choose; 0 where the rows' choice is enough."""
+    settled, rows, classes = chosen
+    weights, n_classes = problem.weights.double(), len(problem.prior)
+    closed = weights.clone()
+    closed[rows] = 0
+    candidates = weights[rows, None].expand_as(classes).flatten()
+    held, reached, size = problem.summed(
+        torch.bincount(settled, closed, n_classes).double().cpu().numpy(),
+        torch.bincount(classes.flatten(), candidates, n_classes).double().cpu().numpy(),
+        np.array([float(weights.sum()), len(weights)]),
+    )
+    asked = problem.objective.coupling.proposal(point.multipliers, problem.prior, problem.fairness)
+    wanted = np.maximum(asked - problem.held, 0)
+    enough = (held + reached >= wanted) & ((reached > 0) | (problem.prior == 0))
+    if spare is not None:
+        wanted += spare * np.sqrt(wanted * size[0] / size[1])
+        enough = problem.prior == 0
+    own_rows = len(weights)
+    counts = np.ceil(wanted / size[0] * own_rows).clip(min(1, own_rows), own_rows)
+    return np.where(enough, 0, counts)
+
+
+def _add(
+    problem: Problem,
+    point: Point,
+    settled: Tensor,
+    nearest: tuple[Tensor, Tensor],
+    added: Pairs,
+) -> tuple[Tensor, Tensor]:
+    """Add candidates, nearest first, and pad the rows with their next nearest to one width.
+
+    The width is the same on every process.
+    """
+    rows, classes = nearest
+    found = settled[:, None].repeat(1, classes.shape[1])
+    found[rows] = classes
+    row, pair, rank = _ranked(added, found)
+    open_rows = torch.cat((rows, row)).unique()
+    width = classes.shape[1] + int(rank.max()) + 1 if len(rank) else classes.shape[1]
+    if problem.sums is not None:
+        width = int(-problem.sums.least(-width))
+    width = min(width, len(problem.prior))
+    if not len(rank) and width == classes.shape[1]:
+        return nearest
+    _, classes = _nearest(problem, point, open_rows, np.inf, (width, width))
+    place = torch.searchsorted(open_rows, row)
+    missing = (classes[place] != pair[:, None]).all(1)
+    # What the rows chose stands in the first columns, what they are padded with in the last.
+    classes[place[missing], width - 1 - rank[missing]] = pair[missing]
+    return open_rows, classes
+
+
+def _ranked(added: Pairs, found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return rows, classes and ranks by distance within a row of what is not among ``found``."""
+    new = (found[added.rows] != added.classes[:, None]).all(1)
+    rows, classes, distances = (part[new] for part in added)
+    order = distances.argsort(stable=True)
+    order = order[rows[order].argsort(stable=True)]
+    rows, classes = rows[order], classes[order]
+    first = torch.searchsorted(rows, rows)
+    rank = torch.arange(len(rows), device=rows.device) - first
+    few = rank < _MOST_ADDED
+    return rows[few], classes[few], rank[few]
 
 
 def _restrict(problem: Problem, rows: Tensor, classes: Tensor, settled: Tensor) -> WorkingSet:

@@ -7,12 +7,23 @@ were nearly as high.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from coincide.pseudolabels.kernels.contract import Minimizers, Vector
 
 _ENTRIES_PER_BLOCK = 1 << 22
+
+
+class Pairs(NamedTuple):
+    """Rows, a class of each, and how far its line lies below the envelope; all ``(N,)``."""
+
+    rows: Tensor
+    classes: Tensor
+    distances: Tensor
 
 
 def near_candidates(
@@ -45,11 +56,8 @@ def near_candidates(
     classes : Tensor of shape (R, C), int64
         The highest line first; ``C`` is the largest number of near classes, within the bounds.
     """
-    starts = torch.from_numpy(multipliers - multipliers.max()).to(probs.device)
-    pair = torch.stack((answer.steep, answer.flat), 1)
-    slopes = probs.gather(1, pair).double()
-    t = 1 / torch.lerp(slopes[:, 1], slopes[:, 0], answer.share)
-    lowest = torch.addcmul(starts[pair], slopes, t[:, None]).amax(1) - slack
+    starts, t, envelope = _envelope(probs, multipliers, answer)
+    lowest = envelope - slack
     open_rows, picked, widest = [], [], least
     size = max(1, _ENTRIES_PER_BLOCK // probs.shape[1])
     for start in range(0, len(probs), size):
@@ -61,3 +69,57 @@ def near_candidates(
         open_rows.append(rows + start)
         picked.append(heights[rows].topk(most, 1).indices)
     return torch.cat(open_rows), torch.cat(picked)[:, :widest].contiguous()
+
+
+def nearest_rows(probs: Tensor, multipliers: Vector, answer: Minimizers, counts: Vector) -> Pairs:
+    """Return for every class the rows whose envelope its line comes nearest to.
+
+    Parameters
+    ----------
+    probs, multipliers, answer
+        As in :func:`near_candidates`.
+    counts : array of shape (K,)
+        How many rows each class gets, at most M.
+    """
+    starts, t, envelope = _envelope(probs, multipliers, answer)
+    wanted = torch.from_numpy(counts).to(probs.device).long()
+    none = torch.empty(0, dtype=torch.int64, device=probs.device)
+    found = [Pairs(none, none, none.double())]
+    size = max(1, _ENTRIES_PER_BLOCK // max(1, len(probs)))
+    classes = wanted.nonzero().squeeze(1)
+    for part in (classes[i : i + size] for i in range(0, len(classes), size)):
+        below = envelope[:, None] - torch.addcmul(starts[part], probs[:, part].double(), t[:, None])
+        distances, rows = below.topk(int(wanted[part].max()), 0, largest=False)
+        asked = torch.arange(len(rows), device=rows.device)[:, None] < wanted[part]
+        found.append(Pairs(rows[asked], part.expand_as(rows)[asked], distances[asked]))
+    return Pairs(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def still_near(
+    probs: Tensor, multipliers: Vector, answer: Minimizers, pairs: Pairs, slack: float
+) -> Pairs:
+    """Return the pairs whose distance was, or now is, at most ``slack``.
+
+    Parameters
+    ----------
+    probs, multipliers, answer, slack
+        As in :func:`near_candidates`.
+    pairs : Pairs
+    """
+    starts, t, envelope = _envelope(probs, multipliers, answer)
+    rows, classes, distances = pairs
+    lines = torch.addcmul(starts[classes], probs[rows, classes].double(), t[rows])
+    distances = torch.minimum(distances, envelope[rows] - lines)
+    near = distances <= slack
+    return Pairs(rows[near], classes[near], distances[near])
+
+
+def _envelope(
+    probs: Tensor, multipliers: Vector, answer: Minimizers
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the intercepts of the lines, every row's best ``t``, and its envelope there."""
+    starts = torch.from_numpy(multipliers - multipliers.max()).to(probs.device)
+    pair = torch.stack((answer.steep, answer.flat), 1)
+    slopes = probs.gather(1, pair).double()
+    t = 1 / torch.lerp(slopes[:, 1], slopes[:, 0], answer.share)
+    return starts, t, torch.addcmul(starts[pair], slopes, t[:, None]).amax(1)
