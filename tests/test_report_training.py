@@ -241,6 +241,30 @@ def test_starts_of_which_none_was_kept_name_no_winner(tmp_path):
     assert "2 short starts" in page.text
 
 
+# --- the number of clusters -----------------------------------------------------------------
+
+
+def candidates_of(*numbers):
+    return [
+        {"n_clusters": n, "fairness": 10.0, "agreement": n / 10, "error": 0.01, "loss": 0.1}
+        for n in numbers
+    ]
+
+
+def test_the_choice_of_a_number_shows_its_evidence(tmp_path):
+    page = page_of(tmp_path, K=4, candidates=candidates_of(3, 5, 4))
+    assert "Number of clusters" in page.text
+    drawn = "Agreement of starts at 3 numbers of clusters; at the chosen 4 it is 0.400."
+    assert drawn in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "candidates", [[], candidates_of(4), candidates_of(3, 5), [{"n_clusters": "four"}] * 2]
+)
+def test_without_a_choice_there_is_no_evidence(tmp_path, candidates):
+    assert "Number of clusters" not in page_of(tmp_path, K=4, candidates=candidates).text
+
+
 # --- signs, settings, what was skipped ------------------------------------------------------
 
 

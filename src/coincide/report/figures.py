@@ -226,6 +226,27 @@ def restarts(names: Sequence[str], objectives: Sequence[float], kept: int) -> Ma
 
 
 @_own_style()
+def candidates(
+    numbers: Sequence[int], agreement: Sequence[float], error: Sequence[float], chosen: int
+) -> Markup:
+    """Draw how starts agreed at each number of clusters, the chosen one filled."""
+    figure, axes = _canvas(226)
+    axes.errorbar(numbers, agreement, error, color=MUTED, linewidth=1.5, marker="o", ms=5, mfc="w")
+    place = list(numbers).index(chosen)
+    axes.scatter(chosen, agreement[place], s=70, color=ACCENT, zorder=3)
+    axes.set_xlabel("clusters")
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    _name_heights(axes, "agreement of starts")
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    return _svg(
+        figure,
+        "candidates",
+        f"Agreement of starts at {counted(len(numbers), 'number')} of clusters; at the chosen"
+        f" {chosen} it is {agreement[place]:.3f}.",
+    )
+
+
+@_own_style()
 def share_range(
     epochs: Sequence[float], least: Sequence[float], largest: Sequence[float], n_clusters: int
 ) -> Markup:

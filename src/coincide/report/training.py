@@ -56,6 +56,7 @@ def training_plates(metrics: dict[str, Any], n_clusters: int) -> list[Plate]:
             caption += " The restart that was kept is in color, the others are in gray."
         plates.append(Plate("Loss", figures.loss_curve(curves, kept), caption))
     plates.extend(_cluster_plates(metrics, n_clusters))
+    plates.extend(_candidate_plates(metrics, n_clusters))
     if len(finished) > 1:
         kept = int(np.argmin(objectives))
         caption = (
@@ -147,6 +148,26 @@ def _points(history: Sequence[dict[str, Any]], *names: str) -> list[tuple[float,
     """Return the epoch and the quantities named of each entry that has them all."""
     points = [tuple(number(entry.get(name)) for name in ("epoch", *names)) for entry in history]
     return [point for point in points if all(map(math.isfinite, point))]
+
+
+def _candidate_plates(metrics: dict[str, Any], n_clusters: int) -> list[Plate]:
+    """Return the evidence for the number of clusters, where it was chosen among several."""
+    names = ("n_clusters", "agreement", "error")
+    found = [
+        [number(entry.get(name)) for name in names] for entry in records(metrics, "candidates")
+    ]
+    found = sorted(values for values in found if all(map(math.isfinite, values)))
+    numbers = [int(values[0]) for values in found]
+    if len(found) < 2 or n_clusters not in numbers:
+        return []
+    caption = (
+        "How far short starts from other weights found the same clusters, by their number: 1 is"
+        " the same, 0 is chance, bars are standard errors. Of the best, the filled one had the"
+        " lowest loss relative to ln K."
+    )
+    agreement, error = ([values[n] for values in found] for n in (1, 2))
+    drawing = figures.candidates(numbers, agreement, error, n_clusters)
+    return [Plate("Number of clusters", drawing, caption)]
 
 
 def _cluster_plates(metrics: dict[str, Any], n_clusters: int) -> list[Plate]:
