@@ -23,7 +23,7 @@ from coincide.pseudolabels.kernels import (
 )
 from coincide.pseudolabels.problem import Problem
 from coincide.pseudolabels.reduction import reduce_problem
-from coincide.pseudolabels.working_set import WorkingSet, working_set
+from coincide.pseudolabels.working_set import WorkingSet, first_working_set
 from problems import Array, degenerate_problems, random_labels, random_probs, skewed_prior
 
 LAWS = settings(max_examples=25, deadline=None)
@@ -201,7 +201,7 @@ def test_a_working_set_can_always_move(backend: str, unwanted: float) -> None:
     """Some row is open, and a class out of every row's reach gets candidates all the same."""
     problem = problem_of(random_probs(300, 8, scale=0.3), backend)
     multipliers = 10 - unwanted * np.eye(8)[5]
-    working = working_set(problem, point_at(problem, multipliers), 0.0, 2)
+    working = first_working_set(problem, point_at(problem, multipliers), 0.0, 2)
     assert len(working.rows) > 0
     counts = np.bincount(working.classes.flatten(), minlength=8) + working.held
     assert (counts > 0).all()
@@ -221,7 +221,7 @@ def test_a_working_set_is_the_problem_with_the_settled_rows_held(
 ) -> None:
     problem = problem_of(random_probs(40, 6, seed=seed), backend)
     multipliers = np.exp(np.random.default_rng(seed).normal(size=6) * 0.3)
-    working = working_set(problem, point_at(problem, multipliers), slack, 4)
+    working = first_working_set(problem, point_at(problem, multipliers), slack, 4)
     labels = torch.from_numpy(random_labels(*working.probs.shape, seed=seed))
     full = working.expand(labels, torch.float64)
     np.testing.assert_allclose(full.sum(1), 1, atol=1e-12)
@@ -238,7 +238,7 @@ def test_candidates_with_the_optimal_supports_give_the_dense_optimum(
 ) -> None:
     problem = problem_of(random_probs(200, 12, scale=4), backend, fairness=fairness)
     _, multipliers = solve(problem)
-    working = working_set(problem, point_at(problem, multipliers), 0.1, 4)
+    working = first_working_set(problem, point_at(problem, multipliers), 0.1, 4)
     assert isinstance(working, WorkingSet)
     assert len(working.rows) < len(problem.probs) // 2
     labels, _ = solve(working)
@@ -252,7 +252,9 @@ def test_degenerate_rows(backend: str, name: str) -> None:
     probs = degenerate_problems()[name]
     n_classes = probs.shape[1]
     problem = problem_of(probs, backend, fairness=100.0)
-    everything = working_set(problem, point_at(problem, np.ones(n_classes)), np.inf, n_classes)
+    everything = first_working_set(
+        problem, point_at(problem, np.ones(n_classes)), np.inf, n_classes
+    )
     assert everything.probs.shape == problem.probs.shape
     labels, multipliers = solve(everything)
     value = problem.value(everything.expand(labels, torch.float64))

@@ -4,6 +4,9 @@ An optimal label has at most two classes (ties aside), and most rows have one. A
 the optimum, class ``k`` of row ``i`` can matter only if its line ``σ_ik t + w_k`` nearly reaches
 the row's envelope at the row's best ``t``. Rows with one candidate are settled; the others keep
 theirs, and the interior point solves for those entries alone.
+
+Where rows are few to a class, no set is right at once. Two things keep one from misleading the
+next: every class has enough rows to choose from, and what was in use or is near stays in.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from coincide.pseudolabels.problem import Problem
 
 _MOST_ADDED = 32  # candidates of a row beside its nearest
 _USED = 1e-3  # a label from here on keeps its class a candidate
+_BISECTIONS = 50
 _BLEND = 1e-3  # of uniform labels, so that no coincidence is 0
 
 
@@ -128,7 +132,7 @@ def first_working_set(
     """
     settled, rows, classes = _nearest_to_rows(problem, point, slack, most)
     counts = _wanted_rows(problem, point, (settled, rows, classes), spare)
-    added = nearest_rows(problem.probs, point.multipliers, point.rows, counts)
+    added = _nearest_to_classes(problem, point, counts)
     return _restrict(problem, *_add(problem, point, settled, (rows, classes), added), settled)
 
 
@@ -158,7 +162,16 @@ def _nearest_to_rows(
     answer = point.rows
     settled = torch.where(answer.share >= 0.5, answer.steep, answer.flat)
     bounds = 1, min(most, len(problem.prior))
-    return settled, *_nearest(problem, point, slice(None), slack, bounds)
+    rows, classes = _nearest(problem, point, slice(None), slack, bounds)
+    width = _widest(problem, classes.shape[1])
+    if width > classes.shape[1]:
+        rows, classes = _nearest(problem, point, slice(None), slack, (width, width))
+    return settled, rows, classes
+
+
+def _widest(problem: Problem, width: int) -> int:
+    """Return the largest width of any process."""
+    return width if problem.sums is None else int(-problem.sums.least(-width))
 
 
 def carry_over(
@@ -251,20 +264,38 @@ def _wanted_rows(
     closed = weights.clone()
     closed[rows] = 0
     candidates = weights[rows, None].expand_as(classes).flatten()
-    held, reached, size = problem.summed(
+    held, rows_held, reached, size = problem.summed(
         torch.bincount(settled, closed, n_classes).double().cpu().numpy(),
+        torch.bincount(settled, minlength=n_classes).double().cpu().numpy(),
         torch.bincount(classes.flatten(), candidates, n_classes).double().cpu().numpy(),
         np.array([float(weights.sum()), len(weights)]),
     )
+    row = size[0] / size[1]
     asked = problem.objective.coupling.proposal(point.multipliers, problem.prior, problem.fairness)
     wanted = np.maximum(asked - problem.held, 0)
     enough = (held + reached >= wanted) & ((reached > 0) | (problem.prior == 0))
     if spare is not None:
-        wanted += spare * np.sqrt(wanted * size[0] / size[1])
+        wanted += spare * np.sqrt(wanted * row)
         enough = problem.prior == 0
-    own_rows = len(weights)
-    counts = np.ceil(wanted / size[0] * own_rows).clip(min(1, own_rows), own_rows)
-    return np.where(enough, 0, counts)
+    # At least one that is not settled in the class.
+    return np.where(enough, 0, np.maximum(np.ceil(wanted / row), rows_held + 1))
+
+
+def _nearest_to_classes(problem: Problem, point: Point, counts: Vector) -> Pairs:
+    """Return the rows nearest to every class, so many over all processes."""
+    own = nearest_rows(problem.probs, point.multipliers, point.rows, counts)
+    if problem.sums is None:
+        return own
+    classes, distances = own.classes.cpu().numpy(), own.distances.cpu().numpy()
+    high = np.full_like(counts, -problem.sums.least(-float(distances.max(initial=0.0))))
+    low = np.full_like(counts, -1.0)
+    for _ in range(_BISECTIONS):
+        level = (low + high) / 2
+        within = np.bincount(classes[distances <= level[classes]], minlength=len(counts))
+        enough = problem.sums.sum(within.astype(np.float64)) >= counts
+        low, high = np.where(enough, low, level), np.where(enough, level, high)
+    near = torch.from_numpy(distances <= high[classes]).to(own.rows.device)
+    return Pairs(*(part[near] for part in own))
 
 
 def _add(
@@ -282,19 +313,33 @@ def _add(
     found = settled[:, None].repeat(1, classes.shape[1])
     found[rows] = classes
     row, pair, rank = _ranked(added, found)
-    open_rows = torch.cat((rows, row)).unique()
-    width = classes.shape[1] + int(rank.max()) + 1 if len(rank) else classes.shape[1]
-    if problem.sums is not None:
-        width = int(-problem.sums.least(-width))
-    width = min(width, len(problem.prior))
+    opened = torch.zeros_like(settled, dtype=torch.bool)
+    opened[rows] = opened[row] = True
+    open_rows = opened.nonzero().squeeze(1)
+    more = int(rank.max()) + 1 if len(rank) else 0
+    width = min(_widest(problem, classes.shape[1] + more), len(problem.prior))
     if not len(rank) and width == classes.shape[1]:
         return nearest
     _, classes = _nearest(problem, point, open_rows, np.inf, (width, width))
-    place = torch.searchsorted(open_rows, row)
-    missing = (classes[place] != pair[:, None]).all(1)
-    # What the rows chose stands in the first columns, what they are padded with in the last.
-    classes[place[missing], width - 1 - rank[missing]] = pair[missing]
-    return open_rows, classes
+    return open_rows, _put(classes, nearest[1].shape[1], torch.searchsorted(open_rows, row), pair)
+
+
+def _put(classes: Tensor, first: int, rows: Tensor, added: Tensor) -> Tensor:
+    """Put classes in the place of a row's farthest, never of its first few or of each other."""
+    match = classes[rows] == added[:, None]
+    present = match.any(1)
+    taken = torch.zeros_like(classes, dtype=torch.int8)
+    taken[:, :first] = 1
+    taken[rows[present], match[present].to(torch.int8).argmax(1)] = 1
+    farthest = classes.shape[1] - 1 - taken.flip(1).argsort(stable=True, dim=1)
+    rows, added = rows[~present], added[~present]
+    classes[rows, farthest[rows, _count_within(rows)]] = added
+    return classes
+
+
+def _count_within(rows: Tensor) -> Tensor:
+    """Return how many equal entries stand before each, in a sorted list of rows."""
+    return torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
 
 
 def _ranked(added: Pairs, found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -304,8 +349,7 @@ def _ranked(added: Pairs, found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     order = distances.argsort(stable=True)
     order = order[rows[order].argsort(stable=True)]
     rows, classes = rows[order], classes[order]
-    first = torch.searchsorted(rows, rows)
-    rank = torch.arange(len(rows), device=rows.device) - first
+    rank = _count_within(rows)
     few = rank < _MOST_ADDED
     return rows[few], classes[few], rank[few]
 

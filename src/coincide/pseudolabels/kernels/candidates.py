@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,10 +78,10 @@ def nearest_rows(probs: Tensor, multipliers: Vector, answer: Minimizers, counts:
     probs, multipliers, answer
         As in :func:`near_candidates`.
     counts : array of shape (K,)
-        How many rows each class gets, at most M.
+        How many rows each class gets; all M where it is more.
     """
     starts, t, envelope = _envelope(probs, multipliers, answer)
-    wanted = torch.from_numpy(counts).to(probs.device).long()
+    wanted = torch.from_numpy(counts).to(probs.device).long().clamp_max(len(probs))
     none = torch.empty(0, dtype=torch.int64, device=probs.device)
     found = [Pairs(none, none, none.double())]
     size = max(1, _ENTRIES_PER_BLOCK // max(1, len(probs)))
