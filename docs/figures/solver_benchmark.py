@@ -54,8 +54,10 @@ def case(results: dict[str, Any], classes: int, fairness: float, rows: int = 500
 
 def name_of(problem: dict[str, Any]) -> str:
     """Return what a problem is called in the tables."""
-    size = f"{problem['rows']:,} × {problem['classes']}, λ = {problem['fairness']:g}"
-    return f"{size}, digits after epoch {problem['epochs']}" if problem["epochs"] else size
+    size = f"{problem['rows']:,} × {problem['classes']:,}, λ = {problem['fairness']:g}"
+    if problem["epochs"]:
+        return f"{size}, digits after epoch {problem['epochs']}"
+    return size if problem["scale"] == 2 else f"{size}, scale {problem['scale']:g}"
 
 
 def number(value: float | None) -> str:
