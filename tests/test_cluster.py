@@ -138,7 +138,7 @@ def test_history_restarts_and_callback():
     assert {(record["n_restarts"], record["n_epochs"]) for record in heard} == {(3, 4)}
     assert set(heard[0]) == {
         *("restart", "n_restarts", "epoch", "n_epochs", "loss", "live_clusters", "changed"),
-        *("least_share", "largest_share", "quantities"),
+        *("least_share", "largest_share", "quantities", "revived"),
     }
     assert len(model.history_) == model.n_iter_ == 4
     objectives = [restart["objective"] for restart in model.restarts_]

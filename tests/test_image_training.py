@@ -335,6 +335,30 @@ def test_what_is_left_open_is_decided_by_the_images():
     assert fill_in(ImageTrainingConfig(method="simclr"), digits()).pretext_epochs == 0
 
 
+def test_what_collision_brings_along_is_its_own():
+    """Its fairness, its neighbors and the revival are not those of the published methods."""
+    filled = fill_in(ImageTrainingConfig(), digits())
+    assert (filled.fairness, filled.revive) == (10, True)
+    assert filled.method_options == {"n_neighbors": 10}
+    for method in set(METHODS) - {"collision"}:
+        other = fill_in(ImageTrainingConfig(method=method), digits())
+        assert (other.fairness, other.revive, other.method_options) == (None, False, {})
+
+
+def test_photographs_have_neighbors_after_a_pretext_only():
+    photos = digits(images=np.zeros((120, 3, 8, 8), np.uint8))
+    without = fill_in(ImageTrainingConfig(pretext_epochs=0), photos)
+    assert "n_neighbors" not in without.method_options
+    assert fill_in(ImageTrainingConfig(), photos).method_options == {"n_neighbors": 10}
+
+
+def test_nothing_is_revived_where_classes_are_known():
+    blank = digits(labels=np.where(np.arange(120) < 60, digits().labels, UNKNOWN))
+    assert not fill_in(ImageTrainingConfig(), blank).revive
+    assert not fill_in(ImageTrainingConfig(labeled_fraction=0.1), digits()).revive
+    assert fill_in(ImageTrainingConfig(labeled_fraction=0.1, revive=True), digits()).revive
+
+
 def test_large_data_gets_one_start_and_no_pretext():
     wide = np.broadcast_to(np.zeros((), np.uint8), (60_000, 3, 64, 64))
     filled = fill_in(config_of(starts=None, pretext_epochs=None), digits(images=wide))
@@ -358,6 +382,7 @@ REFUSED = [
     ({"fairness": np.nan}, "'fairness'.*finite.*nan"),
     ({"method_options": {"fairness": -1.0}}, "'fairness'.*>= 0. Got -1.0"),
     ({"objective": "cce++"}, "'objective'.*'cce[+]'.*Got 'cce[+][+]'"),
+    ({"method": "iic", "revive": True}, "'iic' has a head of more than one linear layer"),
     ({"solver": "sinkhorn"}, "'sinkhorn'.*'cce[+]'.*'interior-point'"),
     ({"optimizer": "adamm"}, "'optimizer'.*'adam'"),
     ({"schedule": "linear"}, "'schedule'.*'late-linear'"),
