@@ -117,6 +117,12 @@ def test_too_few_starts_are_refused():
         compare_settings(three_kinds(), [])
 
 
+def test_all_settings_are_checked_before_the_first_is_trained(monkeypatch):
+    monkeypatch.setattr(selection, "ImageTraining", None)
+    with pytest.raises(ValueError, match=r"'n_clusters'.*>= 2\. Got 1"):
+        compare_settings(three_kinds(), configs_of(3, 1))
+
+
 # The command
 
 

@@ -19,7 +19,7 @@ from coincide._checks import check_integer, parameter_message
 from coincide.data.images import ImageSource
 from coincide.metrics import adjusted_rand_index
 from coincide.training.config import ImageTrainingConfig
-from coincide.training.image_settings import fill_in
+from coincide.training.image_settings import check_config, fill_in
 from coincide.training.images import ImageTraining
 
 _OWNER = "compare_settings"
@@ -89,15 +89,20 @@ def compare_settings(
     if not configs:
         raise ValueError(parameter_message("configs", _OWNER, "one or more", configs))
     some = _some_rows(source, configs[0].seed)
-    initial = None
-    candidates = []
-    for config in configs:
-        filled = dataclasses.replace(
+    short = [
+        dataclasses.replace(
             fill_in(config, some), starts=1, max_epochs=n_epochs, labeled_fraction=0.0
         )
+        for config in configs
+    ]
+    for filled in short:  # all of them, before the first is trained
+        check_config(filled, some)
+    initial = None
+    candidates = []
+    for filled in short:
         clusterings, losses = [], []
         for number in range(n_starts):
-            seeded = dataclasses.replace(filled, seed=n_starts * config.seed + number)
+            seeded = dataclasses.replace(filled, seed=n_starts * filled.seed + number)
             if initial is not None:
                 seeded = dataclasses.replace(seeded, pretext_epochs=0)
             training = ImageTraining(some, seeded, initial=initial)
