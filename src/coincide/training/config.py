@@ -43,7 +43,7 @@ class TrainingConfig:
         small one.
     known_weight : float
         Of the cross-entropy of rows whose class is known.
-    revive : bool
+    revive : bool or None
         Whether a cluster that an epoch left empty takes over half of the largest one, see
         :func:`coincide.training.revival.revive`; for heads of one linear layer.
     """
@@ -59,7 +59,7 @@ class TrainingConfig:
     accumulate: int = _setting(1, "parts of a batch, each with its own backward pass")
     precision: str = _setting("float32", "float32 or bfloat16")
     known_weight: float = _setting(2.0, "weight of the cross-entropy of known classes")
-    revive: bool = _setting(False, "give empty clusters half of the largest one")
+    revive: bool | None = _setting(False, "give empty clusters half of the largest one")
 
     def steps_per_epoch(self, n_rows: int) -> int:
         """Return the number of batches, all of nearly the same size and none above the limit."""
@@ -153,7 +153,7 @@ class ImageTrainingConfig(TrainingConfig):
     device: str = _setting("auto", "auto, cpu, cuda, cuda:1, ...")
     channels_last: bool | None = _setting(None, "lay images out with the channels last")
     precision: str = _setting("auto", "auto, float32 or bfloat16")
-    revive: bool | None = _setting(  # type: ignore[assignment]
+    revive: bool | None = _setting(
         None, "give empty clusters half of the largest one (default: the collision method alone)"
     )
     compile: bool = _setting(False, "compile the backbone (torch.compile)")

@@ -248,7 +248,7 @@ class Trainer:
 
     def revives(self, n_epochs: int) -> bool:
         """Whether clusters that are empty now are revived before the next epoch."""
-        return self.config.revive and self.epoch < _REVIVED_UNTIL * n_epochs
+        return bool(self.config.revive) and self.epoch < _REVIVED_UNTIL * n_epochs
 
     def _revive(self, seen: Seen) -> int:
         """Give clusters that the last epoch left empty half of a large one; return how many."""
