@@ -72,6 +72,11 @@ def gap_text(value: float | None) -> str:
     return "infinite" if value is None else f"{value:.1e}"
 
 
+def times(ratio: float) -> str:
+    """Return a ratio in two digits, without an exponent."""
+    return f"{float(f'{ratio:.2g}'):g} times"
+
+
 def table(header: list[str], rows: list[list[str]]) -> str:
     """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
@@ -245,9 +250,9 @@ def _faster(solvers: dict[str, Any], gap: str) -> str:
     """Return in words how the active set compares with the paper's EM."""
     ours, paper = solvers[OURS][gap]["seconds"], solvers["paper EM"]
     if paper[gap] is None:
-        return f"more than {paper['seconds'] / ours:.2g} times as fast (EM stopped at its cap)"
+        return f"more than {times(paper['seconds'] / ours)} as fast (EM stopped at its cap)"
     ratio = paper[gap]["seconds"] / ours
-    return f"{ratio:.2g} times as fast" if ratio >= 1 else f"{1 / ratio:.2g} times slower"
+    return f"{times(ratio)} as fast" if ratio >= 1 else f"{times(1 / ratio)} slower"
 
 
 def _lost(results: dict[str, Any]) -> list[str]:
