@@ -72,9 +72,9 @@ def gap_text(value: float | None) -> str:
     return "infinite" if value is None else f"{value:.1e}"
 
 
-def times(ratio: float) -> str:
+def two_digits(ratio: float) -> str:
     """Return a ratio in two digits, without an exponent."""
-    return f"{float(f'{ratio:.2g}'):g} times"
+    return f"{float(f'{ratio:.2g}'):g}"
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -164,7 +164,7 @@ def _against(found: dict[str, Any], ours: dict[str, Any], gap: str, name: str) -
     seconds = found[gap]["seconds"]
     if name == OURS:
         return number(seconds)
-    return f"{number(seconds)} (× {seconds / ours[gap]['seconds']:.2g})"
+    return f"{number(seconds)} (× {two_digits(seconds / ours[gap]['seconds'])})"
 
 
 def sweeps(results: dict[str, Any]) -> str:
@@ -250,9 +250,15 @@ def _faster(solvers: dict[str, Any], gap: str) -> str:
     """Return in words how the active set compares with the paper's EM."""
     ours, paper = solvers[OURS][gap]["seconds"], solvers["paper EM"]
     if paper[gap] is None:
-        return f"more than {times(paper['seconds'] / ours)} as fast (EM stopped at its cap)"
+        return (
+            f"more than {two_digits(paper['seconds'] / ours)} times as fast (EM stopped at its cap)"
+        )
     ratio = paper[gap]["seconds"] / ours
-    return f"{times(ratio)} as fast" if ratio >= 1 else f"{times(1 / ratio)} slower"
+    return (
+        f"{two_digits(ratio)} times as fast"
+        if ratio >= 1
+        else f"{two_digits(1 / ratio)} times slower"
+    )
 
 
 def _lost(results: dict[str, Any]) -> list[str]:
