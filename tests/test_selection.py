@@ -92,6 +92,24 @@ def test_one_pretext_serves_all(monkeypatch):
     assert seen == [(1, False), (0, True), (0, True), (0, True)]
 
 
+def test_weights_to_start_from_reach_every_start(monkeypatch):
+    seen = []
+
+    class Watched(selection.ImageTraining):
+        def __post_init__(self):
+            seen.append(self.initial)
+            super().__post_init__()
+
+    source = three_kinds()
+    (config,) = configs_of(2)
+    run = selection.ImageTraining(source, config).fit()
+    weights = dict(run.network.backbone.state_dict())
+    monkeypatch.setattr(selection, "ImageTraining", Watched)
+    compare_settings(source, configs_of(2, 3), n_starts=2, n_epochs=1, initial=weights)
+    assert len(seen) == 4
+    assert all(initial is weights for initial in seen)
+
+
 def test_large_data_is_sampled(monkeypatch):
     monkeypatch.setattr(selection, "_ROWS", 20)
     some = selection._some_rows(three_kinds(), seed=1)

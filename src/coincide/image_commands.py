@@ -174,7 +174,7 @@ def _choose_clusters(arguments: Namespace, source: ImageSource) -> list[Candidat
             found.append(candidate)
             move(len(found), len(numbers), f"choosing: {candidate.n_clusters} clusters")
 
-        compare_settings(source, configs, on_candidate=on_candidate)
+        compare_settings(source, configs, initial=_initial(arguments), on_candidate=on_candidate)
     chosen = choose(found)
     arguments.n_clusters = found[chosen].n_clusters
     if not arguments.quiet:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from coincide._checks import check_integer, parameter_message
 from coincide.data.images import ImageSource
@@ -57,6 +58,7 @@ def compare_settings(
     *,
     n_starts: int = 4,
     n_epochs: int = 8,
+    initial: dict[str, Tensor] | None = None,
     on_candidate: Callable[[Candidate], None] | None = None,
 ) -> list[Candidate]:
     """Train a few short starts with each of some settings, and measure how they agree.
@@ -71,6 +73,9 @@ def compare_settings(
         Trainings for each of them, at least 2.
     n_epochs : int
         Epochs of each.
+    initial : dict of Tensor, optional
+        Weights that the backbone starts from, as in
+        :class:`~coincide.training.images.ImageTraining`.
     on_candidate : callable, optional
         Called with every candidate as it is known.
 
@@ -97,13 +102,13 @@ def compare_settings(
     ]
     for filled in short:  # all of them, before the first is trained
         check_config(filled, some)
-    initial = None
-    candidates = []
+    candidates: list[Candidate] = []
     for filled in short:
-        clusterings, losses = [], []
+        clusterings: list[NDArray[np.int64]] = []
+        losses: list[float] = []
         for number in range(n_starts):
             seeded = dataclasses.replace(filled, seed=n_starts * filled.seed + number)
-            if initial is not None:
+            if candidates or clusterings:  # the pretext of the first is there
                 seeded = dataclasses.replace(seeded, pretext_epochs=0)
             training = ImageTraining(some, seeded, initial=initial)
             run = training.fit()
