@@ -302,12 +302,19 @@ def test_there_is_nothing_to_resume(folder, capsys, prepare):
     assert "leave out --resume" in error
 
 
-def test_a_checkpoint_of_another_training_loop_is_refused(stopped, capsys):
+@pytest.mark.parametrize("missing", ["head.weight", "num_batches_tracked", "generator"])
+def test_a_checkpoint_of_another_training_loop_is_refused(stopped, capsys, missing):
     checkpoints = Checkpoints(stopped / "run" / "checkpoints")
     tensors, about = checkpoints.latest()
-    del tensors[next(name for name in tensors if "network" in name)]
-    checkpoints.save(checkpoints.last_number() + 1, tensors, about)
+    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(missing)}
+    assert len(kept) < len(tensors)
+    checkpoints.save(checkpoints.last_number() + 1, kept, about)
     assert "another version" in complaint(capsys, "--resume")
+
+
+def test_a_checkpoint_without_settings_is_refused(stopped, capsys):
+    checkpoints = Checkpoints(stopped / "run" / "checkpoints")
+    tensors, _ = checkpoints.latest()
     checkpoints.save(checkpoints.last_number() + 1, tensors, {})
     assert "give the same options" in complaint(capsys, "--resume")
 

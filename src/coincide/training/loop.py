@@ -391,7 +391,11 @@ class Trainer:
             If it is the state of another training.
         """
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
-        self.network.load_state_dict(_part(tensors, "network."))
+        weights = _part(tensors, "network.")
+        other = weights.keys() ^ self.network.state_dict().keys()
+        if other:  # torch itself makes up the counters of a batch norm that are not there
+            raise RuntimeError(f"the network differs in {', '.join(sorted(other))}")
+        self.network.load_state_dict(weights)
         entries: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _part(tensors, "optimizer.").items():
             number, _, entry = name.partition(".")
