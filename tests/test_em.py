@@ -13,6 +13,7 @@ from coincide.pseudolabels.em import EMState, ExpectationMaximization, TensorSwe
 from coincide.pseudolabels.kernels import available_backends
 from coincide.pseudolabels.problem import Problem
 from coincide.pseudolabels.reduction import reduce_problem
+from devices import device_of
 from problems import (
     Array,
     degenerate_problems,
@@ -27,6 +28,12 @@ if "numba" not in available_backends():
     pytest.skip("the compiled sweeps need Numba", allow_module_level=True)
 from coincide.pseudolabels.kernels.numba_em import NumbaSweep
 from coincide.pseudolabels.kernels.numba_squarem import NumbaSquarem
+
+SWEEPS = {"numba": NumbaSweep}
+if "triton" in available_backends():
+    from coincide.pseudolabels.kernels.triton_em import TritonSweep
+
+    SWEEPS["triton"] = TritonSweep
 
 LAWS = settings(max_examples=60, deadline=None)
 EXACT = 1e-8  # the tolerance at which rows are solved to what the objective can tell
@@ -55,14 +62,20 @@ def problem_of(
     ).problem
 
 
-def swept(probs: Array, labels: Array, scale: Array, dtype: torch.dtype, times: int = 1) -> Array:
+def swept(
+    probs: Array,
+    labels: Array,
+    scale: Array,
+    dtype: torch.dtype,
+    backend: str,
+) -> Array:
     """Return the labels after sweeps with given multipliers, in float64."""
-    rows, start = torch.from_numpy(probs).to(dtype), torch.from_numpy(labels).to(dtype)
-    weights = torch.full((len(probs),), 1 / len(probs), dtype=dtype)
-    sweep = NumbaSweep(rows, weights, start)
-    for _ in range(times):
-        mean = sweep.sweep(scale, EXACT)
-    found = sweep.labels
+    device = device_of(backend)
+    rows, start = (torch.from_numpy(part).to(device, dtype) for part in (probs, labels))
+    weights = torch.full((len(probs),), 1 / len(probs), dtype=dtype, device=device)
+    sweep = SWEEPS[backend](rows, weights, start)
+    mean = sweep.sweep(scale, EXACT)
+    found = sweep.labels.cpu()
     assert found.dtype == dtype
     np.testing.assert_allclose(mean, found.double().mean(0).numpy(), rtol=1e-5, atol=1e-12)
     return found.double().numpy()
@@ -80,17 +93,19 @@ def residual(probs: Array, coefficients: Array, labels: Array) -> float:
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-8), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size", [1e-3, 1.0, 100.0])
+@pytest.mark.parametrize("backend", SWEEPS)
 def test_a_sweep_solves_every_row(
-    shape: tuple[int, int], size: float, dtype: torch.dtype, bound: float
+    shape: tuple[int, int], size: float, dtype: torch.dtype, bound: float, backend: str
 ) -> None:
     probs, labels = random_probs(*shape, seed=1), random_labels(*shape, seed=2)
     scale = size * np.random.default_rng(3).uniform(0.1, 2, shape[1])
-    found = swept(probs, labels, scale, dtype)
+    found = swept(probs, labels, scale, dtype, backend)
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-6 if dtype == torch.float32 else 1e-14)
     assert (found >= 0).all()
     assert residual(probs, labels * scale, found) <= bound
 
 
+@pytest.mark.parametrize("backend", SWEEPS)
 @LAWS
 @given(
     seed=seeds,
@@ -100,7 +115,7 @@ def test_a_sweep_solves_every_row(
     zeros=st.sampled_from([0.0, 0.3, 0.9]),
 )
 def test_a_sweep_solves_rows_with_zeros_and_tiny_labels(
-    seed: int, size: tuple[int, int], sharpness: float, spread: float, zeros: float
+    *, backend: str, seed: int, size: tuple[int, int], sharpness: float, spread: float, zeros: float
 ) -> None:
     rng = np.random.default_rng(seed)
     probs = random_probs(*size, scale=sharpness, seed=seed)
@@ -109,15 +124,16 @@ def test_a_sweep_solves_rows_with_zeros_and_tiny_labels(
     labels[np.arange(len(labels)), rng.integers(0, size[1], len(labels))] = 1
     labels /= labels.sum(1, keepdims=True)
     scale = np.exp(rng.normal(size=size[1])) * (rng.random(size[1]) > zeros / 3)
-    found = swept(probs, labels, scale, torch.float64)
+    found = swept(probs, labels, scale, torch.float64, backend)
     assert residual(probs, labels * scale, found) <= 1e-7
 
 
 @pytest.mark.parametrize("scale", [0.0, 5.0])
-def test_the_leftover_goes_to_the_leading_class(scale: float) -> None:
+@pytest.mark.parametrize("backend", SWEEPS)
+def test_the_leftover_goes_to_the_leading_class(scale: float, backend: str) -> None:
     """Without coefficients the best answer is the largest probability."""
     probs, labels = np.array([[0.6, 0.3, 0.1]]), np.array([[0.0, 0.1, 0.9]])
-    found = swept(probs, labels, np.array([scale, 0.0, 0.0]), torch.float64)
+    found = swept(probs, labels, np.array([scale, 0.0, 0.0]), torch.float64, backend)
     np.testing.assert_array_equal(found, [[1, 0, 0]])
 
 

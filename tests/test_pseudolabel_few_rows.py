@@ -9,7 +9,7 @@ import torch
 from coincide.pseudolabels.active_set import ActiveSet, ActiveSetState
 from coincide.pseudolabels.dual import Point, evaluate
 from coincide.pseudolabels.interior_point import InteriorPoint, InteriorPointState
-from coincide.pseudolabels.kernels import available_backends, row_minimizers
+from coincide.pseudolabels.kernels import row_minimizers
 from coincide.pseudolabels.kernels.candidates import Pairs, nearest_rows, still_near
 from coincide.pseudolabels.kernels.contract import StepArrays
 from coincide.pseudolabels.problem import Problem
@@ -20,9 +20,10 @@ from coincide.pseudolabels.working_set import (
     first_working_set,
     next_working_set,
 )
+from devices import quick_backends
 from problems import Array, random_probs
 
-BACKENDS = available_backends()
+BACKENDS = quick_backends()
 
 
 def problem_of(

@@ -26,6 +26,7 @@ from coincide.pseudolabels.problem import Problem, certify
 from coincide.pseudolabels.projected_gradient import project_to_simplex, row_gradient
 from coincide.pseudolabels.reduction import reduce_problem
 from coincide.pseudolabels.solver import run_solver
+from devices import device_of
 from problems import (
     OBJECTIVE_NAMES,
     Array,
@@ -55,13 +56,14 @@ def problem_of(
 ) -> Problem:
     n_classes = probs.shape[1]
     prior = np.full(n_classes, 1 / n_classes) if prior is None else prior
+    device = device_of(backend)
     return reduce_problem(
-        torch.from_numpy(probs).to(dtype),
+        torch.from_numpy(probs).to(device, dtype),
         prior=prior,
         fairness=fairness,
         objective=objective,
         backend=backend,
-        weights=None if weights is None else torch.from_numpy(weights),
+        weights=None if weights is None else torch.from_numpy(weights).to(device),
     ).problem
 
 
@@ -106,7 +108,7 @@ def test_conformance(
     assert outcome.converged
     assert -rounding <= outcome.certificate.gap <= tol * max(1, outcome.certificate.objective)
     expected = objective_of(
-        outcome.labels.double().numpy(), probs, prior=prior, fairness=0.5, objective=objective
+        outcome.labels.double().cpu().numpy(), probs, prior=prior, fairness=0.5, objective=objective
     )
     assert outcome.certificate.objective == pytest.approx(expected, abs=10 * rounding)
 
@@ -150,11 +152,12 @@ def test_backends_on_degenerate_problems(backend: str, name: str) -> None:
 @pytest.mark.parametrize("backend", available_backends())
 def test_sums_over_split_rows_add_up(backend: str, collision: bool) -> None:
     """What a distributed run relies on: halves of the rows give halves of the system."""
-    probs = torch.from_numpy(random_probs(40, 5))
+    device = device_of(backend)
+    probs = torch.from_numpy(random_probs(40, 5)).to(device)
     rows = probs if collision else probs.log()
-    labels = torch.from_numpy(random_labels(40, 5))
+    labels = torch.from_numpy(random_labels(40, 5)).to(device)
     slacks = torch.rand(40, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    weights = torch.full((40,), 1 / 40, dtype=torch.float64)
+    slacks, weights = slacks.to(device), torch.full_like(labels[:, 0], 1 / 40)
 
     def factors(part: slice) -> tuple[Array, Array, Array, float]:
         kernels = row_kernels(backend, rows[part].contiguous(), weights[part], collision=collision)
@@ -170,8 +173,10 @@ def test_sums_over_split_rows_add_up(backend: str, collision: bool) -> None:
 
 def test_backend_is_chosen_by_size_and_device_alone() -> None:
     assert choose_backend(10, torch.device("cpu")) == "torch"
-    assert choose_backend(10**9, torch.device("cpu")) == available_backends()[-1]
-    assert choose_backend(10**9, torch.device("cuda")) == "torch"
+    for device, compiled in (("cpu", "numba"), ("cuda", "triton")):
+        expected = compiled if compiled in available_backends() else "torch"
+        assert choose_backend(10**9, torch.device(device)) == expected
+    assert choose_backend(10**9, torch.device("meta")) == "torch"
 
 
 # --- the lower bound ------------------------------------------------------------------------
@@ -217,9 +222,10 @@ def test_row_duals_against_enumeration(
 ) -> None:
     probs = random_probs(*size, scale=scale, seed=seed)
     multipliers = np.random.default_rng(seed + 1).normal(size=size[1]) * spread
-    found = dual_values(backend, torch.from_numpy(probs), multipliers, collision=True)
+    rows = torch.from_numpy(probs).to(device_of(backend))
+    found = dual_values(backend, rows, multipliers, collision=True)
     expected = [dual_row_by_enumeration(row, multipliers) for row in probs]
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12, atol=1e-11)
+    np.testing.assert_allclose(found.cpu().numpy(), expected, rtol=1e-12, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", degenerate_problems())
@@ -229,9 +235,10 @@ def test_row_duals_of_degenerate_rows(backend: str, name: str, ties: bool) -> No
     probs = degenerate_problems()[name]
     n_classes = probs.shape[1]
     multipliers = np.zeros(n_classes) if ties else np.linspace(-3, 40, n_classes)
-    found = dual_values(backend, torch.from_numpy(probs), multipliers, collision=True)
+    rows = torch.from_numpy(probs).to(device_of(backend))
+    found = dual_values(backend, rows, multipliers, collision=True)
     expected = [dual_row_by_enumeration(row, multipliers) for row in probs]
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12, atol=1e-11)
+    np.testing.assert_allclose(found.cpu().numpy(), expected, rtol=1e-12, atol=1e-11)
 
 
 @pytest.mark.parametrize("backend", available_backends())
@@ -242,10 +249,10 @@ def test_row_minimizers_attain_the_dual_from_cold_and_from_warm(
 ) -> None:
     probs = random_probs(*size, scale=scale, seed=seed)
     rng = np.random.default_rng(seed + 1)
-    search = row_minimizers(backend, torch.from_numpy(probs))
+    search = row_minimizers(backend, torch.from_numpy(probs).to(device_of(backend)))
     for _ in range(3):
         multipliers = rng.normal(size=size[1]) * spread
-        values, steep, flat, share = (part.numpy() for part in search.minimize(multipliers))
+        values, steep, flat, share = (part.cpu().numpy() for part in search.minimize(multipliers))
         assert ((share >= 0) & (share <= 1)).all()
         labels = np.zeros_like(probs)
         rows = np.arange(len(probs))

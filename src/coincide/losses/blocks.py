@@ -37,15 +37,19 @@ _MOST_THREADS = 8
 _Index = tuple[slice, ...]
 
 
-def fits_blocks(logits: Tensor, probs: Tensor) -> bool:
-    """Return whether blocks give all that is asked for: no forward mode, no derivative in y."""
+def is_plain(logits: Tensor, probs: Tensor) -> bool:
+    """Return whether a gradient in the logits is all that can be asked for: no forward mode."""
     return (
-        logits.device.type == probs.device.type == "cpu"
         # Subclasses may have rules of their own for every operation.
-        and {type(logits), type(probs)} <= {Tensor, nn.Parameter}
+        {type(logits), type(probs)} <= {Tensor, nn.Parameter}
         and not (probs.requires_grad and torch.is_grad_enabled())
         and not _is_transformed(logits, probs)
     )
+
+
+def fits_blocks(logits: Tensor, probs: Tensor) -> bool:
+    """Return whether blocks give all that is asked for, on a CPU."""
+    return logits.device.type == probs.device.type == "cpu" and is_plain(logits, probs)
 
 
 def _is_transformed(*inputs: Tensor) -> bool:
@@ -95,9 +99,8 @@ class LogCollisionInBlocks(torch.autograd.Function):
         """Return the gradient in the logits; composed if that is to be differentiated again."""
         logits, probs, shift, total, collision = ctx.saved_tensors
         scale = grad_outputs[0].unsqueeze(1)
-        if torch.is_grad_enabled() or _is_batched(scale):
-            gradient = scale * _log_gradient(logits, probs, total.dtype, 1)
-            return gradient.to(logits.dtype), None, None
+        if is_differentiated_again(scale):
+            return composed_gradient(scale, logits, probs, total.dtype), None, None
         gradient = torch.empty_like(logits)
         of_total, of_collision = scale / total, scale / collision
 
@@ -115,10 +118,16 @@ class LogCollisionInBlocks(torch.autograd.Function):
         return gradient, None, None
 
 
-def _is_batched(gradient: Tensor) -> bool:
-    """Return whether it stands for many gradients, as in a vectorized Jacobian."""
+def is_differentiated_again(gradient: Tensor) -> bool:
+    """Return whether a backward pass is recorded, or its gradient stands for many at once."""
     is_legacy: bool = torch._C._functorch.is_legacy_batchedtensor(gradient)
-    return is_legacy or torch._C._are_functorch_transforms_active()
+    is_batched = is_legacy or torch._C._are_functorch_transforms_active()
+    return torch.is_grad_enabled() or is_batched
+
+
+def composed_gradient(scale: Tensor, logits: Tensor, probs: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``scale · ∂ ln σ·y / ∂z`` of differentiable operations, computed in ``dtype``."""
+    return (scale * _log_gradient(logits, probs, dtype, 1)).to(logits.dtype)
 
 
 def _in_each_block(shape: torch.Size, work: Callable[[_Index], None]) -> None:

@@ -6,22 +6,25 @@ predicted class and the unknown true class coincide, which happens with probabil
     H₂(y, softmax(z)) = -ln Σ_k σ_k y_k = -ln Σ_k y_k exp(log_softmax(z)_k)          (9)
 
 Everything is made of differentiable operations, so derivatives of any order, ``torch.func``
-and ``torch.compile`` need no code of their own. Only the most frequent case, probabilities on
-a CPU and a gradient in the logits, has some, for speed (``blocks``). Equation numbers: Zhang &
-Boykov, *Collision Cross-entropy for Soft Class Labels and Deep Clustering*, arXiv 2303.07321.
+and ``torch.compile`` need no code of their own. Only the most frequent case, probabilities and
+a gradient in the logits, has some, for speed: ``blocks`` on a CPU, ``triton_rows`` on a GPU.
+Equation numbers: Zhang & Boykov, *Collision Cross-entropy for Soft Class Labels and Deep
+Clustering*, arXiv 2303.07321.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import numbers
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coincide._checks import check_option, check_probability_rows, parameter_message
-from coincide.losses.blocks import LogCollisionInBlocks, fits_blocks
+from coincide.losses.blocks import LogCollisionInBlocks, fits_blocks, is_plain
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -136,8 +139,9 @@ def collision_cross_entropy(
     float16 and bfloat16 accumulate in float32 and are rounded once, at the end. In float32 and
     float64, class ids without smoothing are torch's cross-entropy, bit for bit.
 
-    On a CPU, with probabilities that need no gradient, nothing of the size of the input is kept
-    but the input and the target: change neither in place before the backward pass.
+    On a CPU, and on a GPU for an input of shape (N, K), with probabilities that need no gradient,
+    nothing of the size of the input is kept but the input and the target: change neither in place
+    before the backward pass.
 
     Examples
     --------
@@ -269,7 +273,23 @@ def _log_collision(logits: Tensor, probs: Tensor, dtype: torch.dtype) -> Tensor:
     if fits_blocks(logits, probs):
         in_blocks: Tensor = LogCollisionInBlocks.apply(logits, probs, dtype)  # type: ignore[no-untyped-call]
         return in_blocks
+    if _fits_triton(logits, probs):
+        from coincide.losses.triton_rows import LogCollisionInTriton  # noqa: PLC0415
+
+        in_triton: Tensor = LogCollisionInTriton.apply(logits, probs, dtype)  # type: ignore[no-untyped-call]
+        return in_triton
     return weighted_logsumexp(F.log_softmax(logits, 1, dtype=dtype), probs.to(dtype), 1)
+
+
+def _fits_triton(logits: Tensor, probs: Tensor) -> bool:
+    """Return whether Triton's kernels give all that is asked for: rows of classes on a GPU."""
+    on_gpu = logits.device.type == "cuda" and logits.device == probs.device
+    return on_gpu and logits.dim() == 2 and is_plain(logits, probs) and _triton_is_there()
+
+
+@cache
+def _triton_is_there() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def _expected_weight(log_collision: Tensor, probs: Tensor, weight: Tensor | None) -> Tensor:

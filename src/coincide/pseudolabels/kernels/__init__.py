@@ -2,12 +2,14 @@
 
 The solvers are written against :class:`~coincide.pseudolabels.kernels.contract.RowKernels` and
 know no backend. ``torch`` runs on any device and needs no compilation; ``numba`` fuses every
-pass on the CPU and is two to four times as fast, after a compilation that Numba caches on disk.
+pass on the CPU and is two to four times as fast, ``triton`` does on GPUs, both after a compilation
+that is cached on disk.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +31,7 @@ from coincide.pseudolabels.kernels.torch_rows import CandidateRows, TorchRows
 
 if TYPE_CHECKING:
     from coincide.pseudolabels.kernels.numba_em import NumbaSweep
+    from coincide.pseudolabels.kernels.triton_em import TritonSweep
 
 __all__ = [
     "Extents",
@@ -50,13 +53,17 @@ __all__ = [
 
 # Below this many row-class entries to solve for, loading compiled code costs more than it saves.
 _COMPILE_PAYS = 1_000_000
+_MOST_IN_REGISTERS = 8192  # classes of a row, in the Triton kernels
 
 
 def available_backends() -> tuple[str, ...]:
-    """Return the names of the backends that can run here."""
-    if importlib.util.find_spec("numba") is None:
-        return ("torch",)
-    return ("torch", "numba")
+    """Return the names of the backends that can run here.
+
+    Triton needs a GPU; its interpreter (``TRITON_INTERPRET=1``) runs it on a CPU, for tests.
+    """
+    gpu = torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
+    can_run = {"torch": True, "numba": True, "triton": gpu}
+    return tuple(name for name in can_run if can_run[name] and importlib.util.find_spec(name))
 
 
 def choose_backend(entries: int, device: torch.device) -> str:
@@ -64,8 +71,9 @@ def choose_backend(entries: int, device: torch.device) -> str:
 
     The choice depends on sizes and device alone, so a run repeats exactly.
     """
-    compiled = device.type == "cpu" and "numba" in available_backends()
-    return "numba" if compiled and entries >= _COMPILE_PAYS else "torch"
+    compiled = {"cpu": "numba", "cuda": "triton"}.get(device.type, "torch")
+    pays = entries >= _COMPILE_PAYS
+    return compiled if pays and compiled in available_backends() else "torch"
 
 
 def row_kernels(backend: str, rows: Tensor, weights: Tensor, *, collision: bool) -> RowKernels:
@@ -73,7 +81,7 @@ def row_kernels(backend: str, rows: Tensor, weights: Tensor, *, collision: bool)
 
     Parameters
     ----------
-    backend : {"torch", "numba"}
+    backend : {"torch", "numba", "triton"}
     rows : Tensor of shape (M, K)
         Probabilities for collision cross-entropy, their logarithms for Shannon's.
     weights : Tensor of shape (M,)
@@ -84,6 +92,10 @@ def row_kernels(backend: str, rows: Tensor, weights: Tensor, *, collision: bool)
         from coincide.pseudolabels.kernels.numba_rows import NumbaRows  # noqa: PLC0415
 
         return NumbaRows(rows, weights, collision=collision)
+    if _in_triton(backend, rows):
+        from coincide.pseudolabels.kernels.triton_rows import TritonRows  # noqa: PLC0415
+
+        return TritonRows(rows, weights, collision=collision)
     return TorchRows(rows, weights, collision=collision)
 
 
@@ -94,7 +106,7 @@ def candidate_kernels(
 
     Parameters
     ----------
-    backend : {"torch", "numba"}
+    backend : {"torch", "numba", "triton"}
     probs : Tensor of shape (R, C), float64
         For collision cross-entropy.
     weights : Tensor of shape (R,), float64
@@ -126,7 +138,7 @@ def near_candidates(
 
     Parameters
     ----------
-    backend : {"torch", "numba"}
+    backend : {"torch", "numba", "triton"}
     probs, multipliers, answer, slack, most, least
         See :func:`coincide.pseudolabels.kernels.candidates.near_candidates`.
     """
@@ -139,16 +151,24 @@ def near_candidates(
     return near(probs, multipliers, answer, slack=slack, most=most, least=least)
 
 
-def em_sweeper(backend: str, probs: Tensor, weights: Tensor, labels: Tensor) -> NumbaSweep | None:
+def em_sweeper(
+    backend: str, probs: Tensor, weights: Tensor, labels: Tensor
+) -> NumbaSweep | TritonSweep | None:
     """Return compiled EM sweeps from these labels, or None where there are none for them.
 
     Parameters
     ----------
-    backend : {"torch", "numba"}
+    backend : {"torch", "numba", "triton"}
     probs, labels : Tensor of shape (M, K)
     weights : Tensor of shape (M,)
     """
-    if backend != "numba" or not bool((labels > 0).all()):
+    if backend == "torch" or not bool((labels > 0).all()):
+        return None
+    if _in_triton(backend, probs):
+        from coincide.pseudolabels.kernels.triton_em import TritonSweep  # noqa: PLC0415
+
+        return TritonSweep(probs, weights, labels)
+    if backend == "triton":
         return None
     from coincide.pseudolabels.kernels.numba_em import NumbaSweep  # noqa: PLC0415
 
@@ -160,7 +180,7 @@ def row_minimizers(backend: str, probs: Tensor) -> RowMinimizers:
 
     Parameters
     ----------
-    backend : {"torch", "numba"}
+    backend : {"torch", "numba", "triton"}
     probs : Tensor of shape (M, K)
         float32 or float64; the search is done in float64.
     """
@@ -168,6 +188,10 @@ def row_minimizers(backend: str, probs: Tensor) -> RowMinimizers:
         from coincide.pseudolabels.kernels.numba_dual import NumbaMinimizers  # noqa: PLC0415
 
         return NumbaMinimizers(probs)
+    if _in_triton(backend, probs):
+        from coincide.pseudolabels.kernels.triton_dual import TritonMinimizers  # noqa: PLC0415
+
+        return TritonMinimizers(probs)
     return TorchMinimizers(probs)
 
 
@@ -176,7 +200,7 @@ def dual_values(backend: str, probs: Tensor, multipliers: Vector, *, collision: 
 
     Parameters
     ----------
-    backend : {"torch", "numba"}
+    backend : {"torch", "numba", "triton"}
     probs : Tensor of shape (M, K)
     multipliers : array of shape (K,)
     collision : bool
@@ -186,3 +210,8 @@ def dual_values(backend: str, probs: Tensor, multipliers: Vector, *, collision: 
         return row_minimizers(backend, probs).minimize(multipliers).values
     vector = torch.from_numpy(multipliers).to(probs.device)
     return -(probs.double().log() + vector).amax(1)
+
+
+def _in_triton(backend: str, rows: Tensor) -> bool:
+    """Return whether Triton's kernels take these rows; plain tensor operations take the others."""
+    return backend == "triton" and len(rows) > 0 and rows.shape[1] <= _MOST_IN_REGISTERS
