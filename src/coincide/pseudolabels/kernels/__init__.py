@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from coincide.pseudolabels.kernels.triton_em import TritonSweep
 
 __all__ = [
+    "COMPILE_PAYS",
     "Extents",
     "Factors",
     "Minimizers",
@@ -52,7 +53,7 @@ __all__ = [
 ]
 
 # Below this many row-class entries to solve for, loading compiled code costs more than it saves.
-_COMPILE_PAYS = 1_000_000
+COMPILE_PAYS = 1_000_000
 _MOST_IN_REGISTERS = 8192  # classes of a row, in the Triton kernels
 
 
@@ -72,7 +73,7 @@ def choose_backend(entries: int, device: torch.device) -> str:
     The choice depends on sizes and device alone, so a run repeats exactly.
     """
     compiled = {"cpu": "numba", "cuda": "triton"}.get(device.type, "torch")
-    pays = entries >= _COMPILE_PAYS
+    pays = entries >= COMPILE_PAYS
     return compiled if pays and compiled in available_backends() else "torch"
 
 
