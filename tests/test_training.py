@@ -14,8 +14,9 @@ from coincide.methods.method import Batch, weighted_mean
 from coincide.networks import Network
 from coincide.training import seen as seen_module
 from coincide.training.config import TrainingConfig
-from coincide.training.loop import Data, EpochRecord, known_loss
+from coincide.training.loop import Data, known_loss
 from coincide.training.ranks import Alone
+from coincide.training.records import EpochRecord
 from coincide.training.seen import Seen
 from small_training import (
     UNIFORM,

@@ -51,7 +51,8 @@ from coincide.pseudolabels.problem import Certificate
 from coincide.pseudolabels.solve import check_prior
 from coincide.training.collapse import signs_of_collapse
 from coincide.training.config import TrainingConfig
-from coincide.training.loop import Data, EpochRecord, Trainer
+from coincide.training.loop import Data, Trainer
+from coincide.training.records import EpochRecord
 
 __all__ = ["ClusteringWarning", "CollisionClustering", "ModelError"]
 

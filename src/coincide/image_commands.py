@@ -50,8 +50,8 @@ from coincide.training.config import ImageTrainingConfig
 from coincide.training.distributed import join_ranks
 from coincide.training.image_model import KIND, load_image_model
 from coincide.training.images import ImageRun, ImageTraining
-from coincide.training.loop import EpochRecord, StepRecord
 from coincide.training.ranks import Ranks
+from coincide.training.records import EpochRecord, StepRecord
 from coincide.training.selection import Candidate, choose, compare_settings
 
 

@@ -25,8 +25,9 @@ from coincide.networks import Network, build_image_network, linear_head
 from coincide.training.collapse import IMAGE_ADVICE, signs_of_collapse
 from coincide.training.config import ImageTrainingConfig
 from coincide.training.image_settings import build_method, check_config, draw_known, fill_in
-from coincide.training.loop import Data, EpochRecord, StepRecord, Trainer
+from coincide.training.loop import Data, Trainer
 from coincide.training.ranks import ALONE, Ranks
+from coincide.training.records import EpochRecord, StepRecord
 from coincide.training.seen import Seen
 from coincide.training.starts import StartRecord, Starts
 
