@@ -3,35 +3,37 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 from torch import nn
 
 from coincide.methods import CollisionMethod
 from coincide.networks import Network
 from coincide.training.config import TrainingConfig
 from coincide.training.loop import Data
-from coincide.training.revival import revive, take_over
-from small_training import seeded, trainer_of
+from coincide.training.revival import revive, stretches, take_over
+from small_training import SpyMethod, seeded, trainer_of
 
 D, K, EACH = 6, 4, 40
 EMPTY = 3
 
 
 class Known:
-    """Rows whose features are known."""
+    """Rows whose features are known; remembers whose were asked for."""
 
     def __init__(self, features):
-        self.rows = features
+        self.rows, self.asked = features, []
 
-    def features(self):
-        return self.rows
+    def features(self, rows=None):
+        self.asked.append(rows)
+        return self.rows[rows]
 
 
-def blobs(n_blobs=K, spread=0.1):
+def blobs(n_blobs=K, spread=0.1, each=EACH):
     """Return blobs around the axes, the last two of them near each other."""
     centers = 4 * torch.eye(n_blobs, D)
     centers[-1] = centers[-2] + torch.eye(n_blobs, D)[-1]
-    noise = spread * torch.randn(n_blobs * EACH, D, generator=seeded(1))
-    return centers.repeat_interleave(EACH, 0) + noise
+    noise = spread * torch.randn(n_blobs * each, D, generator=seeded(1))
+    return centers.repeat_interleave(each, 0) + noise
 
 
 def lopsided_head():
@@ -80,6 +82,26 @@ def test_full_clusters_are_left_alone_and_no_features_are_asked_for():
     before = head.weight.clone()
     assert revive(head, torch.arange(K).repeat(EACH), None) == ()
     assert torch.equal(head.weight, before)
+
+
+def test_rows_that_were_not_seen_lately_do_not_count():
+    """With them no cluster is empty; and the halves are those of the rows that count."""
+    clusters = torch.arange(K).repeat_interleave(EACH)
+    clusters[-EACH // 2 :] = 2
+    assert revive(lopsided_head(), clusters, None) == ()
+    late = torch.where(clusters == EMPTY, -1, clusters)
+    late[:10] = -1
+    rows = Known(blobs())
+    assert revive(lopsided_head(), late, rows) == ((EMPTY, 2),)
+    assert [asked.tolist() for asked in rows.asked] == [torch.nonzero(late == 2)[:, 0].tolist()]
+
+
+def test_a_thousand_rows_of_a_cluster_are_enough():
+    clusters = torch.tensor([0] * 2500 + [1] * 500)
+    head, rows = nn.Linear(D, K), Known(torch.randn(3000, D, generator=seeded()))
+    assert revive(head, clusters, rows) == ((2, 0),)
+    (asked,) = rows.asked
+    assert asked.tolist() == list(range(0, 2500, 3))
 
 
 def test_a_cluster_is_halved_once_and_only_if_it_is_large():
@@ -133,12 +155,11 @@ def test_the_optimizer_takes_the_revived_for_the_halved():
         assert float(optimizer.state[parameter]["step"]) == 1
 
 
-def training(*, revive, max_epochs=10):
+def training(method=None, **settings):
     network = Network(nn.Identity(), lopsided_head(), D)
-    config = TrainingConfig(
-        batch_size=40, learning_rate=0.05, weight_decay=0.0, max_epochs=max_epochs, revive=revive
-    )
-    method = CollisionMethod(K, np.full(K, 1 / K))
+    given = {"batch_size": 40, "learning_rate": 0.05, "max_epochs": 10, **settings}
+    config = TrainingConfig(weight_decay=0.0, **given)
+    method = CollisionMethod(K, np.full(K, 1 / K)) if method is None else method
     return trainer_of(config, network=network, method=method)
 
 
@@ -164,20 +185,142 @@ def test_none_is_revived_in_the_last_third():
     assert trainer.records[-1].revived == 0
 
 
-def test_a_pass_that_began_with_a_revival_is_taken_up_again():
-    class Stop(Exception):  # noqa: N818
-        """Raised in the middle of the pass."""
+# Within an epoch
 
+
+@pytest.mark.parametrize(
+    ("n_steps", "n_rows", "n_clusters", "count"),
+    [
+        (8, 1797, 10, 1),  # the digits
+        (99, 10**6, 10, 1),
+        (100, 10**6, 10, 2),
+        (240, 60_000, 10, 4),  # MNIST
+        (240, 60_000, 600, 2),
+        (240, 60_000, 601, 1),
+        (1, 2, 2, 1),
+    ],
+)
+def test_a_stretch_has_fifty_steps_and_fifty_rows_a_cluster(n_steps, n_rows, n_clusters, count):
+    parts = stretches(n_steps, n_rows, n_clusters)
+    assert [step for part in parts for step in part] == list(range(n_steps))
+    assert len(parts) == count
+    if count > 1:
+        assert min(map(len, parts)) >= 50
+        assert n_rows / count >= 50 * n_clusters
+
+
+@pytest.mark.parametrize("n_clusters", [10, 1000])
+def test_half_the_mean_is_taken_for_empty_in_two_of_ten_thousand_stretches(n_clusters):
+    def below_a_fifth(share):
+        return binom(50 * n_clusters, share / n_clusters).cdf(9)
+
+    assert below_a_fifth(0.5) == pytest.approx(2e-4, rel=0.2)
+    assert below_a_fifth(1.0) < 1e-10
+
+
+LONG = 200  # steps of an epoch, four stretches
+MANY = blobs(each=LONG)
+
+
+class OwnLabels(SpyMethod):
+    """Labels of every row by itself, which give an empty cluster nothing; a fast method."""
+
+    n_clusters = K
+
+
+def long_training(*, revive=True, max_epochs=1):
+    """Return a training on ``MANY`` rows with 200 steps an epoch, four rows each."""
+    assert len(stretches(LONG, len(MANY), K)) == 4
+    settings = {"batch_size": 4, "learning_rate": 0.005, "max_epochs": max_epochs}
+    return training(OwnLabels(), revive=revive, **settings)
+
+
+def emptied_after(trainer, steps, cluster=EMPTY):
+    """Return what has a cluster predict nothing any more after some steps."""
+
+    @torch.no_grad()
+    def empty(record):
+        if record.step in steps:
+            trainer.network.head.bias[cluster] = -1e4
+
+    return empty
+
+
+def test_a_cluster_is_revived_within_a_long_epoch():
+    left, revived = (long_training(revive=revive) for revive in (False, True))
+    for trainer in (left, revived):
+        trainer.fit(Data(MANY))
+    assert [trainer.records[0].revived for trainer in (left, revived)] == [0, 1]
+    live = [len(t.network(MANY).argmax(1).unique()) for t in (left, revived)]
+    assert live == [K - 1, K]
+
+
+def test_all_that_are_revived_in_an_epoch_are_counted():
+    trainer = long_training()
+    trainer.fit(Data(MANY), on_step=emptied_after(trainer, (51,)))
+    assert trainer.records[0].revived == 2
+
+
+def test_none_is_revived_after_seven_tenths_of_the_steps():
+    """Of four stretches the third ends at three quarters."""
+    trainer = long_training()
+    trainer.fit(Data(MANY), on_step=emptied_after(trainer, (101,)))
+    assert trainer.records[0].revived == 1
+    assert trainer.sizes[EMPTY] < 60  # of 200, all before
+
+
+def test_an_epoch_begins_with_what_the_last_stretch_left_empty():
+    """Over the whole epoch before, the cluster has three quarters of its rows."""
+    trainer = long_training(max_epochs=2)
+    with torch.no_grad():  # nothing is empty at first
+        trainer.network.head.weight[EMPTY, EMPTY] = 40
+        trainer.network.head.bias[EMPTY] = -20
+    trainer.fit(Data(MANY), on_step=emptied_after(trainer, (151,), cluster=0))
+    assert [record.revived for record in trainer.records] == [0, 1]
+    assert trainer.sizes[0] > 140
+
+
+class Stop(Exception):  # noqa: N818
+    """Raised in the middle of a pass."""
+
+
+def stop_after(step):
     def stop(record):
-        if record.step == 6:  # of four an epoch
+        if record.step == step:
             raise Stop
 
-    whole = training(revive=True, max_epochs=3)
-    whole.fit(Data(blobs()))
-    stopped, resumed = training(revive=True, max_epochs=3), training(revive=True, max_epochs=3)
+    return stop
+
+
+def resumed_after(step, build, rows):
+    """Return a training that was stopped after a step and taken up again by another trainer."""
+    stopped, resumed = build(), build()
     with pytest.raises(Stop):
-        stopped.fit(Data(blobs()), on_step=stop)
+        stopped.fit(Data(rows), on_step=stop_after(step))
     resumed.restore(*stopped.state())
-    resumed.fit(Data(blobs()))
-    assert resumed.records == whole.records
-    assert torch.equal(resumed.network.head.weight, whole.network.head.weight)
+    resumed.fit(Data(rows))
+    return resumed
+
+
+def assert_same(found, expected):
+    assert found.records == expected.records
+    for name, weight in found.network.state_dict().items():
+        assert torch.equal(weight, expected.network.state_dict()[name]), name
+
+
+def test_a_pass_that_began_with_a_revival_is_taken_up_again():
+    def build():
+        return training(revive=True, max_epochs=3)
+
+    whole = build()
+    whole.fit(Data(blobs()))
+    assert whole.records[1].revived == 1
+    assert_same(resumed_after(6, build, blobs()), whole)  # of four steps an epoch
+
+
+@pytest.mark.parametrize("step", [1, 49, 50, 51, 100, 199, 200])
+def test_a_pass_with_a_revival_in_it_is_taken_up_again_bit_for_bit(step):
+    whole = long_training()
+    whole.fit(Data(MANY))
+    assert whole.records[0].revived == 1
+    assert_same(resumed_after(step, long_training, MANY), whole)

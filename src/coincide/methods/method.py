@@ -79,8 +79,8 @@ class AllRows(Protocol):
         """Return the logits of every row, ``(M, K)``, float32 on the CPU."""
         ...
 
-    def features(self) -> Tensor:
-        """Return what the head sees of every row, ``(M, D)``, float32 on the CPU."""
+    def features(self, rows: Tensor | None = None) -> Tensor:
+        """Return what the head sees of every row, or of some, ``(M, D)``, float32 on the CPU."""
         ...
 
     def inputs(self, rows: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from coincide.networks import parameter_groups
 from coincide.training.config import TrainingConfig
 from coincide.training.ranks import ALONE, Ranks
 from coincide.training.records import EpochRecord, StepRecord
-from coincide.training.revival import revive, take_over
+from coincide.training.revival import revive, stretches, take_over
 from coincide.training.seen import Rows, Seen
 
 _REVIVED_UNTIL = 0.7  # of all epochs; what comes to life later would not be settled in time
@@ -111,6 +111,7 @@ class Trainer:
         self._under_way: _Epoch | None = None
         self._clusters: Tensor | None = None
         self._before: Tensor | None = None
+        self._late: Tensor | None = None  # the rows of the epoch's last stretch
         method.sums = ranks if ranks.size > 1 else None
 
     def fit(
@@ -161,9 +162,11 @@ class Trainer:
         rows = data.rows
         n_epochs = self.config.epochs(len(rows))
         self.network.train()
+        seen = Seen(self.network, rows, half=self._half)
         if self._under_way is None:
-            seen = Seen(self.network, rows, half=self._half)
-            revived = self._revive(seen) if self.revives(n_epochs) else 0
+            revived = 0
+            if self._clusters is not None and self._late is not None and self.revives(n_epochs):
+                revived = self._revive(self._clusters, self._late, seen)
             self._under_way = _Epoch(self._generator.get_state(), revived=revived)
             self._before = self._clusters
             self._clusters = torch.zeros(len(rows), dtype=torch.int64)
@@ -172,10 +175,16 @@ class Trainer:
         else:
             self.method.begin_epoch(self.epoch, n_epochs, None)
         running = self._under_way
+        assert self._clusters is not None
         self._generator.set_state(running.order_state)
         order = torch.randperm(len(rows), generator=self._generator)
         batches = order.tensor_split(self.config.steps_per_epoch(len(rows)))
+        parts = stretches(len(batches), len(rows), self.method.n_clusters)
+        ended = {part.stop: batches[part.start : part.stop] for part in parts}
         for number in range(running.step, len(batches)):
+            if number in ended and self.revives(n_epochs, number / len(batches)):
+                late = torch.cat(ended[number])
+                running.revived += self._revive(self._ranks.total(self._clusters), late, seen)
             if n_steps is not None:
                 self._set_learning_rate((begun + number) / n_steps)
             loss = self._train_on(data, batches[number])
@@ -184,6 +193,8 @@ class Trainer:
             if on_step is not None:
                 total = len(batches) if n_steps is None else n_steps
                 on_step(StepRecord(begun + number + 1, total, len(batches[number]), loss))
+        if self.config.revive:
+            self._late = torch.cat(ended[len(batches)])
         return self._finish(running, n_epochs)
 
     def step(self, batch: Batch) -> Outcome:
@@ -194,17 +205,17 @@ class Trainer:
         self._optimizer.step()
         return outcome
 
-    def revives(self, n_epochs: int) -> bool:
-        """Whether clusters that are empty now are revived before the next epoch."""
-        return bool(self.config.revive) and self.epoch < _REVIVED_UNTIL * n_epochs
+    def revives(self, n_epochs: int, done: float = 0.0) -> bool:
+        """Whether clusters that are empty are revived, a share of the next epoch being done."""
+        return bool(self.config.revive) and self.epoch + done < _REVIVED_UNTIL * n_epochs
 
-    def _revive(self, seen: Seen) -> int:
-        """Give clusters that the last epoch left empty half of a large one; return how many."""
-        if self._clusters is None:
-            return 0
+    def _revive(self, clusters: Tensor, late: Tensor, seen: Seen) -> int:
+        """Give clusters that the latest rows left empty half of a large one; return how many."""
         head = self.network.head
         assert isinstance(head, nn.Linear)
-        pairs = revive(head, self._clusters, seen, self._ranks)
+        lately = torch.full_like(clusters, -1)
+        lately[late] = clusters[late]
+        pairs = revive(head, lately, seen, self._ranks)
         take_over(self._optimizer, head.parameters(), pairs)
         return len(pairs)
 
@@ -311,9 +322,8 @@ class Trainer:
         tensors |= {f"method.{name}": t for name, t in self.method.state().items()}
         tensors["generator"] = self._generator.get_state()
         tensors["products"] = torch.from_numpy(self.products)
-        for name, clusters in (("clusters", self._clusters), ("before", self._before)):
-            if clusters is not None:
-                tensors[name] = clusters
+        found = {"clusters": self._clusters, "before": self._before, "late": self._late}
+        tensors |= {name: tensor for name, tensor in found.items() if tensor is not None}
         about: dict[str, Any] = {
             "epoch": self.epoch,
             "records": [asdict(record) for record in self.records],
@@ -354,6 +364,7 @@ class Trainer:
         self._generator.set_state(tensors["generator"])
         self.products = tensors["products"].numpy()
         self._clusters, self._before = tensors.get("clusters"), tensors.get("before")
+        self._late = tensors.get("late")
         self.epoch = about["epoch"]
         self.records = [EpochRecord(**record) for record in about["records"]]
         self._under_way = None

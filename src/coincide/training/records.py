@@ -26,7 +26,7 @@ class EpochRecord:
     quantities : dict
         Means of what the method reports of its steps.
     revived : int
-        Empty clusters that took over half of a large one before the epoch.
+        Empty clusters that took over half of a large one, before the epoch or within it.
     """
 
     epoch: int

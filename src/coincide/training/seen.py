@@ -41,23 +41,24 @@ class Seen:
         """Return the logits of every row, ``(M, K)``, float32 on the CPU."""
         return self._collect(self._network)
 
-    def features(self) -> Tensor:
-        """Return what the head sees of every row, ``(M, D)``, float32 on the CPU."""
+    def features(self, rows: Tensor | None = None) -> Tensor:
+        """Return what the head sees of every row, or of some by their numbers, ``(M, D)``."""
         backbone = self._network.backbone
         assert isinstance(backbone, nn.Module)
-        return self._collect(backbone)
+        return self._collect(backbone, rows)
 
     def inputs(self, rows: Tensor) -> Tensor:
         """Return plain rows by their numbers."""
         return self._rows[rows]
 
     @torch.no_grad()
-    def _collect(self, part: nn.Module) -> Tensor:
+    def _collect(self, part: nn.Module, numbers: Tensor | None = None) -> Tensor:
         training = self._network.training
         self._network.eval()
         blocks = []
-        for start in range(0, len(self._rows), _PREDICTED_ROWS):
-            rows = self._rows[slice(start, start + _PREDICTED_ROWS)]
+        for start in range(0, len(self._rows if numbers is None else numbers), _PREDICTED_ROWS):
+            block = slice(start, start + _PREDICTED_ROWS)
+            rows = self._rows[block if numbers is None else numbers[block]]
             with torch.autocast(rows.device.type, torch.bfloat16, enabled=self._half):
                 blocks.append(part(rows).float().cpu())
         self._network.train(training)
