@@ -116,6 +116,16 @@ def test_two_ranks_train_the_network_of_one(both, alone, name):
             assert getattr(record, count) == getattr(one, count)
 
 
+def test_two_ranks_revive_what_one_does(both, alone):
+    """Within the epoch no rank knows the clusters of all rows by itself."""
+    (record,), expected = alone["revived"]
+    assert record.revived == 1
+    for records, weights in (rank["revived"] for rank in both):
+        assert [record.revived for record in records] == [1]
+        assert_close(weights, expected, 1e-5)
+        assert_close(weights, both[0]["revived"][1], 0)
+
+
 def test_what_a_method_reports_is_the_mean_over_the_ranks(both):
     (records, weights), (others, other_weights) = (rank["iic"] for rank in both)
     assert records == others

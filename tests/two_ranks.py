@@ -91,8 +91,8 @@ def network_of(method):
 
 
 def trainer_of(method, ranks, **settings):
-    given = {"learning_rate": 0.1, "momentum": 0.5, "weight_decay": 0.01, **settings}
-    config = TrainingConfig(batch_size=31, max_epochs=3, **given)
+    given = {"batch_size": 31, "max_epochs": 3, "learning_rate": 0.1, "momentum": 0.5} | settings
+    config = TrainingConfig(**{"weight_decay": 0.01, **given})
     return Trainer(
         network_of(method), method, lambda x: 1.1 * x, config, generator=seeded(3), ranks=ranks
     )
@@ -109,6 +109,16 @@ def train(name, ranks):
     data = data_of(settings.pop("known", 0), settings.pop("weights", False))
     trainer = trainer_of(method_of(label_tol=1e-3), ranks, **settings)
     trainer.fit(data)
+    return trainer.records, trainer.network.state_dict()
+
+
+def revive(ranks):
+    """Return the same where a cluster that is empty at first is revived within the only epoch."""
+    settings = {"batch_size": 4, "max_epochs": 1, "learning_rate": 0.01, "revive": True}
+    trainer = trainer_of(method_of(label_tol=1e-3), ranks, **settings)
+    with torch.no_grad():
+        trainer.network.head.bias[K - 1] = -50.0
+    trainer.fit(Data(torch.randn(2 * 50 * K, D, generator=seeded(4))))  # two stretches of 50 steps
     return trainer.records, trainer.network.state_dict()
 
 
@@ -179,6 +189,7 @@ def main(index: int, folder: Path) -> None:
         "labels": {case: labels_of(case, HALVES[index], ranks) for case in LABELINGS},
         "many": {name: labels_of_many(name, index, ranks) for name in OBJECTIVES},
         "trainings": {name: train(name, ranks) for name in TRAININGS},
+        "revived": revive(ranks),
         "iic": train_iic(ranks),
         "resumed": resume(ranks),
         "averaged": averaged(ranks),
@@ -196,6 +207,7 @@ def one_process():
         "labels": {case: labels_of(case) for case in LABELINGS},
         "many": {name: labels_of_many(name) for name in OBJECTIVES},
         "trainings": {name: train(name, ALONE) for name in TRAININGS},
+        "revived": revive(ALONE),
     }
 
 
