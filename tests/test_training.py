@@ -333,6 +333,8 @@ def test_seen_rows_are_plain_and_in_evaluation_mode(monkeypatch):
     network(inputs())  # running averages of its own
     seen = Seen(network, inputs())
     logits, features = seen.logits(), seen.features()
+    some = torch.arange(M - 1, 0, -3)  # more than one block, in their own order
+    torch.testing.assert_close(seen.features(some), features[some])
     assert network.training
     assert not logits.requires_grad
     torch.testing.assert_close(seen.inputs(torch.tensor([3, 1])), inputs()[[3, 1]])

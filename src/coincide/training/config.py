@@ -44,8 +44,9 @@ class TrainingConfig:
     known_weight : float
         Of the cross-entropy of rows whose class is known.
     revive : bool or None
-        Whether a cluster that an epoch left empty takes over half of the largest one, see
-        :func:`coincide.training.revival.revive`; for heads of one linear layer.
+        Whether a cluster that an epoch, or a stretch of a long one, left empty takes over half of
+        the largest one, see :func:`coincide.training.revival.revive`; for heads of one linear
+        layer.
     """
 
     batch_size: int = _setting(500, "rows a step, over all ranks")

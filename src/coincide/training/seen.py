@@ -42,7 +42,7 @@ class Seen:
         return self._collect(self._network)
 
     def features(self, rows: Tensor | None = None) -> Tensor:
-        """Return what the head sees of every row, or of some by their numbers, ``(M, D)``."""
+        """Return what the head sees of every row, or of some, ``(M, D)``, float32 on the CPU."""
         backbone = self._network.backbone
         assert isinstance(backbone, nn.Module)
         return self._collect(backbone, rows)
