@@ -174,6 +174,23 @@ def test_an_empty_cluster_stays_empty_unless_it_is_revived():
     assert not any(record.revived for record in left.records)
 
 
+def test_a_training_hands_on_what_its_optimizer_remembers():
+    trainer, states = training(revive=True, max_epochs=2), []
+    begin_epoch = trainer.method.begin_epoch
+
+    def note_the_state(*epoch):
+        states.append(trainer.state()[0])
+        begin_epoch(*epoch)
+
+    trainer.method.begin_epoch = note_the_state
+    trainer.fit(Data(blobs()))
+    assert trainer.records[1].revived == 1
+    memories = [memory for name, memory in states[1].items() if name.endswith("momentum_buffer")]
+    assert [memory.shape[0] for memory in memories] == [K, K]
+    for memory in memories:
+        assert torch.equal(memory[EMPTY], memory[2])
+
+
 def test_none_is_revived_in_the_last_third():
     trainer = training(revive=True)
     trainer.fit(Data(blobs()), until=7)
