@@ -4,7 +4,7 @@
 
 Every cell is one training through the public API and one JSON file in
 ``experiments/results/image_training``; a cell whose file exists is not run again. ``--cells`` picks
-some by name, ``--list`` prints them all, ``--table`` what is there as Markdown.
+some of them by name, ``--list`` prints them all, ``--table`` what is there as Markdown.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def main() -> None:
     """Run the cells that are asked for and not there yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("studies", nargs="*", help="digits, mnist, methods, semi, collapse")
-    parser.add_argument("--cells", nargs="*", help="cells by name")
+    parser.add_argument("--cells", nargs="*", help="these alone, by name")
     parser.add_argument("--mnist", default="mnist", help="where MNIST is, or its name on the hub")
     parser.add_argument("--cifar10", default="cifar10", help="where CIFAR-10 is, or its name")
     parser.add_argument("--list", action="store_true")
@@ -175,10 +175,13 @@ def main() -> None:
             read[name, split] = read_images(places[name], split=split)
         return read[name, split]
 
+    if not (arguments.list or arguments.studies or arguments.cells):
+        parser.error("name studies, or --cells, or ask for the --list")
     for cell in cells():
         if arguments.list:
             print(cell.study, cell.name)
-        wanted = cell.study in arguments.studies or cell.name in (arguments.cells or ())
+        asked_for = not arguments.studies or cell.study in arguments.studies
+        wanted = asked_for and (not arguments.cells or cell.name in arguments.cells)
         path = RESULTS / f"{cell.name}.json"
         if arguments.list or not wanted or path.exists():
             continue
