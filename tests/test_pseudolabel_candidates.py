@@ -62,8 +62,8 @@ def trace(
         factors = kernels.factor()
         prediction = kernels.predict(shift)
         extents = kernels.correct(shift / 2, 1e-3)
-        length = 0.9 * min(1.0, -1 / min(extents.primal, -1), -1 / min(extents.dual, -1))
-        arrays = kernels.advance(length)
+        primal, dual = (0.9 * min(1.0, -1 / min(extent, -1)) for extent in extents)
+        arrays = kernels.advance(primal, dual)
         said += [factors.gram * off_diagonal, *factors[1:], *prediction, *extents]
         said += [a.numpy().copy() if order is None else a.gather(1, order).numpy() for a in arrays]
     return [np.asarray(part) for part in said]

@@ -7,6 +7,7 @@ loss         mean_i -ln σ'_i·y_i                            σ' from the chang
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import dataclass, field
 
 import torch
@@ -155,9 +156,7 @@ class CollisionMethod(Method):
     def _solve(self, probs: Tensor, weights: Tensor | None, known: Tensor | None) -> Solved:
         """Solve for the labels of a batch, from the multipliers of the batch before."""
         solver = self._solver
-        # In float32 the interior point's labels would depend on how the rows are shared out.
-        double = solver.name in _SHARED and not solver.any_precision
-        reduction = self._reduce(probs.double() if double else probs, weights, known)
+        reduction = self._reduce(probs, weights, known)
         problem = reduction.problem
         if problem.mass() == 0:  # every row is known, on every process
             return Solved(reduction.expand(problem.probs).to(probs), 0, True, None)
@@ -181,7 +180,7 @@ class CollisionMethod(Method):
                 f" share. Choose one of {', '.join(map(repr, _SHARED))}."
             )
         some = known is not None and bool((known != UNKNOWN).any())
-        return reduce_problem(
+        reduction = reduce_problem(
             probs,
             prior=self.prior,
             fairness=self.fairness,
@@ -192,6 +191,10 @@ class CollisionMethod(Method):
             guess=self._guess,
             sums=self.sums,
         )
+        # Sums of weights that are short numbers are exact: in whatever order processes take them.
+        shares = reduction.problem.weights.to(probs)
+        problem = dataclasses.replace(reduction.problem, weights=shares)
+        return dataclasses.replace(reduction, problem=problem)
 
     @torch.no_grad()
     def _slow_copy(self, network: nn.Module) -> nn.Module:

@@ -12,8 +12,13 @@ system for ``s = -Δw``, with ``h = Φ''(ȳ)``, here in the symmetric form
 
 that holds for ``h = 0`` too. The multipliers ``w`` are iterated beside the labels: near the
 optimum rounding moves ``ȳ`` far more than them, and they give the better lower bound. Mehrotra's
-predictor-corrector chooses the centering. The row multipliers ``ν`` never appear: the projections
+predictor-corrector chooses the centering; its second-order term is limited entry by entry where
+the predictor goes farther than it can be trusted (see the kernels' contract), and labels and
+multipliers take steps of their own length. The row multipliers ``ν`` never appear: the projections
 ``P_i`` remove every row constant.
+
+The first iterate has every row near its own central path, ``y_ik ζ_ik = μ_k`` for a gap ``Σμ`` of a
+few units of the loss: one secular equation a row, as in EM's M-step.
 """
 
 from __future__ import annotations
@@ -29,13 +34,16 @@ from torch import Tensor
 from coincide.pseudolabels.kernels import RowKernels, StepArrays
 from coincide.pseudolabels.kernels.blas import one_blas_thread
 from coincide.pseudolabels.objectives import Vector
-from coincide.pseudolabels.problem import Problem
+from coincide.pseudolabels.problem import Problem, row_parts
 
 _MOST_CLASSES = 10_000
 _TO_BOUNDARY = 0.995
 _CENTERING_POWER = 3
 _SHARE_OF_TOL = 0.1
 _ROUNDING = 1e-12  # of the gap, for each unit of fairness
+_FIRST_GAP = 5.0  # of the first iterate
+_EVEN = 0.1  # of its labels that are shared equally, whatever the prior
+_NEWTON_STEPS = 3  # for the level of each of its rows, which needs no digits
 
 
 @dataclass
@@ -81,7 +89,7 @@ class InteriorPoint:
     objectives: ClassVar[tuple[str, ...]] = ("cce+", "cce", "ce+kl")
     minimizes: ClassVar[bool] = True
     estimates_gap: ClassVar[bool] = True
-    any_precision: ClassVar[bool] = False
+    any_precision: ClassVar[bool] = True
     max_iter: ClassVar[int] = 200
     check_every: ClassVar[int] = 1
     warmth: float = field(default=1e-2)
@@ -94,15 +102,30 @@ class InteriorPoint:
                 f"The 'interior-point' solver solves a dense system of K×K, and K = {classes:,} is"
                 f" more than {_MOST_CLASSES:,}. Take 'projected-gradient', or 'em' for 'cce+'."
             )
-        y = problem.uniform_labels()
+        shares = _first_shares(problem)
+        mean_label = problem.mass() * shares + problem.held
         if labels is not None:
-            y = torch.lerp(labels, y, self.warmth)
-        multipliers = problem.multipliers(problem.mean_label(y))
-        pull = problem.descent(y) + problem.at_rows(multipliers - multipliers.max())
-        zeta = 1 + pull.amax(1, keepdim=True) - pull
-        kernels = problem.kernels()
+            mean_label = problem.mean_label(labels)
+            mean_label += self.warmth * (problem.mean_label(problem.uniform_labels()) - mean_label)
+        multipliers = problem.multipliers(mean_label)
+        rows, kernels = problem.kernel_rows, problem.kernels()
+        arrays = _empty_arrays(rows, by_class=kernels.name == "numba")
+        beside, wanted = (
+            problem.at_rows(vector).expand(rows.shape)
+            for vector in (multipliers - multipliers.max(), shares)
+        )
+        for part in row_parts(rows):
+            # Class by class, where sums over the classes are quick for few of them, too.
+            own, w = rows[part].T.double().contiguous(), beside[part].T.double()
+            if labels is None:
+                v = wanted[part].T.double()
+                y, zeta = _centered(own, w, v, collision=problem.objective.collision)
+            else:
+                y = torch.lerp(labels[part].T.double(), 1 / w.new_tensor(len(w)), self.warmth)
+                zeta = _slacks(own, w, y, collision=problem.objective.collision)
+            arrays.y[part], arrays.zeta[part] = y.T, zeta.T
         state = InteriorPointState(
-            kernels.load(y, zeta), 0.0, multipliers, kernels, tol, problem.mass()
+            kernels.load(*arrays), 0.0, multipliers, kernels, tol, problem.mass()
         )
         state.set_multipliers(0.0, multipliers)
         return state
@@ -120,10 +143,11 @@ class InteriorPoint:
 
         pull = factors.pull + coupling.apply(relative)
         affine = kernels.predict(relative - coupling.solve(pull))
-        length = min(1.0, _limit(-affine.low), _limit(1 + affine.high))
-        # Σ ω (y + αΔy)(ζ + αΔζ) with Δζ/ζ = -1 - Δy/y
+        primal, dual = min(1.0, _limit(-affine.low)), min(1.0, _limit(1 + affine.high))
+        # Σ ω (y + αΔy)(ζ + βΔζ) with Δζ/ζ = -1 - Δy/y
         now = factors.complementarity
-        ahead = (1 - length) * now - length**2 * (affine.first + affine.second)
+        ahead = (1 - dual) * now + (primal - dual - primal * dual) * affine.first
+        ahead -= primal * dual * affine.second
         mean = now / (arrays.y.shape[1] * state.mass)
         target = mean * min(1.0, max(ahead / now, 0.0)) ** _CENTERING_POWER
         # Closer to the boundary than the tolerance asks, rounding would be all that moves.
@@ -132,18 +156,77 @@ class InteriorPoint:
 
         change = coupling.solve(pull + target * affine.center + affine.bend)
         extents = kernels.correct(relative - change, target)
-        length = min(
-            1.0, _TO_BOUNDARY * _limit(-extents.primal), _TO_BOUNDARY * _limit(-extents.dual)
-        )
-        if not length > 0:
+        primal = min(1.0, _TO_BOUNDARY * _limit(-extents.primal))
+        dual = min(1.0, _TO_BOUNDARY * _limit(-extents.dual))
+        if not (primal > 0 and dual > 0):
             state.stalled = True
             return state
-        state.arrays = kernels.advance(length)
-        state.set_multipliers(state.level, relative - length * change)
+        state.arrays = kernels.advance(primal, dual)
+        state.set_multipliers(state.level, relative - dual * change)
         if not problem.bounded_by(state.multipliers):
             state.set_multipliers(0.0, problem.multipliers(problem.mean_label(state.labels)))
+        length = (primal + dual) / 2
         state.expected_gap = (1 - length) * now + length * target * arrays.y.shape[1]
+        moved = mean_label + primal * coupling.answer(change)
+        state.expected_gap += problem.coupling_gap(moved, state.multipliers)
         return state
+
+
+def _empty_arrays(rows: Tensor, *, by_class: bool) -> StepArrays:
+    """Return room for labels and slacks, float64, row by row or class by class.
+
+    The compiled kernels work along the rows of a class, and take arrays that lie so without a copy.
+    """
+    shape = rows.T.shape if by_class else rows.shape
+    arrays = (torch.empty(shape, dtype=torch.float64, device=rows.device) for _ in range(2))
+    return StepArrays(*(array.T if by_class else array for array in arrays))
+
+
+def _pull(rows: Tensor, w: Tensor, coincidence: Tensor, *, collision: bool) -> Tensor:
+    """Return minus the row gradients of loss and coupling, ``g_i + w``; all are ``(K, n)``."""
+    return rows / coincidence + w if collision else rows + w
+
+
+def _slacks(rows: Tensor, w: Tensor, y: Tensor, *, collision: bool) -> Tensor:
+    """Return slacks of at least 1 that leave no dual residual at the labels ``y``, ``(K, n)``."""
+    pull = _pull(rows, w, (rows * y).sum(0), collision=collision)
+    return 1 + pull.amax(0) - pull
+
+
+def _first_shares(problem: Problem) -> Vector:
+    """Return what the prior leaves to the free rows, as shares; no class gets far less."""
+    left = np.maximum(problem.prior - problem.held, 0)
+    total, classes = left.sum(), len(left)
+    if not total > 0:
+        return np.full(classes, 1 / classes)
+    shares: Vector = (1 - _EVEN) * left / total + _EVEN / classes
+    return shares
+
+
+def _centered(rows: Tensor, w: Tensor, shares: Tensor, *, collision: bool) -> tuple[Tensor, Tensor]:
+    """Return labels and slacks with ``y ζ = μ``, near ``shares``, and a small dual residual.
+
+    ``y_k = μ_k/(d + max_j g_j - g_k)`` for the one ``d`` at which they sum to 1. Of collision
+    cross-entropy ``g = σ/x``, where ``x`` is at least ``σ_max/(1 + Σμ)`` (EM's M-step) and about
+    that of the shares. All are ``(K, n)``; ``μ`` is in proportion to the shares.
+    """
+    target = _FIRST_GAP / shares.sum(0) * shares
+    coincidence = torch.maximum(
+        (rows * shares).sum(0) / shares.sum(0), rows.amax(0) / (1 + _FIRST_GAP)
+    )
+    below = _pull(rows, w, coincidence, collision=collision).neg_()
+    below -= below.amin(0)
+    least = torch.where(below == 0, target, 0.0).amax(0)
+    level, y = least, torch.empty_like(below)
+    for _ in range(_NEWTON_STEPS):
+        torch.add(below, level, out=y).reciprocal_()
+        slope = (y * y).mul_(target).sum(0)
+        mass = y.mul_(target).sum(0)
+        # A step on 1 - 1/mass.
+        level = torch.maximum(level + (mass - 1) * mass / slope, least).clamp_max(_FIRST_GAP)
+    torch.add(below, level, out=y).reciprocal_().mul_(target)
+    y /= y.sum(0)
+    return y, target / y
 
 
 class _Coupling:
@@ -168,6 +251,13 @@ class _Coupling:
         """Return ``(Σ_i ω_i P_i) vector``."""
         product: Vector = self._diagonal * vector - self._gram @ vector
         return product
+
+    def answer(self, change: Vector) -> Vector:
+        """Return ``Δȳ``, from ``s = -Δw``; 0 where the coupling has no curvature."""
+        curved = self._root > 0
+        moved: Vector = np.divide(change, self._root, out=np.zeros_like(change), where=curved)
+        moved -= self._off
+        return np.divide(moved, self._root, out=moved, where=curved)
 
     def solve(self, pull: Vector) -> Vector:
         """Return ``s = -Δw``, from ``pull = Σ_i ω_i P_i r_i``."""

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,27 @@ from torch import Tensor
 from coincide.pseudolabels.kernels import RowKernels, dual_values, row_kernels
 from coincide.pseudolabels.kernels.shared_rows import NoRows, SharedRows, Sums, sum_together
 from coincide.pseudolabels.objectives import Objective, Vector
+
+# Of a part of the rows: work arrays of its size are all that a pass needs beside its input.
+_ENTRIES_PER_PART = {"cpu": 1 << 17}
+_ENTRIES_ON_DEVICE = 1 << 26
+
+
+def row_parts(rows: Tensor) -> Iterator[slice]:
+    """Yield all rows, so many at a time that a pass over them needs little memory."""
+    n_rows, n_classes = rows.shape
+    entries = _ENTRIES_PER_PART.get(rows.device.type, _ENTRIES_ON_DEVICE)
+    size = max(1, entries // n_classes)
+    for first in range(0, max(1, n_rows), size):
+        yield slice(first, min(first + size, n_rows))
+
+
+def weighted_sum(weights: Tensor, rows: Tensor) -> Tensor:
+    """Return ``Σ_i ω_i rows_i``, ``(K,)``, float64."""
+    total = rows.new_zeros(rows.shape[1], dtype=torch.float64)
+    for part in row_parts(rows):
+        total += weights[part].double() @ rows[part].double()
+    return total
 
 
 @dataclass(frozen=True)
@@ -37,7 +59,7 @@ class Problem:
     probs : Tensor of shape (M, K)
         Predictions of the free rows, float32 or float64.
     weights : Tensor of shape (M,)
-        Row weights ``ω``; with the mass of the known rows they sum to 1. Same dtype as ``probs``.
+        Row weights ``ω``, float64; with the mass of the known rows they sum to 1.
     prior : array of shape (K,), float64
     fairness : float
     objective : Objective
@@ -79,11 +101,30 @@ class Problem:
 
     def to(self, dtype: torch.dtype) -> Problem:
         """Return the problem with its rows in another precision."""
-        return dataclasses.replace(self, probs=self.probs.to(dtype), weights=self.weights.to(dtype))
+        return dataclasses.replace(self, probs=self.probs.to(dtype))
 
     def uniform_labels(self) -> Tensor:
-        """Return labels of ``1/K`` everywhere, the start of every solver."""
-        return torch.full_like(self.probs, 1 / self.probs.shape[1])
+        """Return labels of ``1/K`` everywhere, the start of every solver; one number in memory."""
+        return self.probs.new_full((1, 1), 1 / self.probs.shape[1]).expand(self.probs.shape)
+
+    @cached_property
+    def kernel_rows(self) -> Tensor:
+        """What the interior point's kernels read: ``σ``; under Shannon's loss ``ln σ``, float64.
+
+        There ``σ = 0`` gets a cost that no fairness can outweigh.
+        """
+        if self.objective.collision:
+            return self.probs
+        logs = torch.empty_like(self.probs, dtype=torch.float64)
+        lowest = float("inf")
+        for part in row_parts(self.probs):
+            own = torch.log(self.probs[part].double(), out=logs[part])
+            if own.numel():
+                lowest = min(lowest, float(own.masked_fill(own == -torch.inf, torch.inf).min()))
+        if self.sums is not None:
+            lowest = self.sums.least(lowest)
+        reach = self.fairness * (1 - float(np.log(self.prior[self.prior > 0]).min()))
+        return logs.clamp_(min=lowest - 10 * (1 + reach))
 
     def kernels(self) -> RowKernels:
         """Return the interior point's kernels for these rows."""
@@ -92,7 +133,7 @@ class Problem:
 
     def own_kernels(self) -> RowKernels:
         """Return the kernels for the rows of this process."""
-        rows = self.probs if self.objective.collision else self.finite_logs()
+        rows = self.kernel_rows
         if not len(rows):
             return NoRows(len(self.prior))
         return row_kernels(self.backend, rows, self.weights, collision=self.objective.collision)
@@ -103,7 +144,7 @@ class Problem:
 
     def mean_label(self, labels: Tensor) -> Vector:
         """Return ``ȳ``, known rows included."""
-        free: Vector = (self.weights.double() @ labels.double()).cpu().numpy()
+        free: Vector = weighted_sum(self.weights, labels).cpu().numpy()
         return self.summed(free)[0] + self.held
 
     def multipliers(self, mean_label: Vector) -> Vector:
@@ -113,6 +154,15 @@ class Problem:
     def curvature(self, mean_label: Vector) -> Vector:
         """Return ``Φ''(ȳ)``."""
         return self.objective.coupling.curvature(mean_label, self.prior, self.fairness)
+
+    def coupling_gap(self, mean_label: Vector, multipliers: Vector) -> float:
+        """Return ``Φ(ȳ) + w·ȳ + conjugate(w)``, what Fenchel's inequality leaves open."""
+        if not (self.bounded_by(multipliers) and (mean_label >= 0).all()):
+            return float("inf")
+        coupling = self.objective.coupling
+        value = coupling.value(mean_label, self.prior, self.fairness)
+        conjugate = coupling.conjugate(multipliers, self.prior, self.fairness)
+        return value + float(multipliers @ mean_label) + conjugate
 
     def bounded_by(self, multipliers: Vector) -> bool:
         """Whether multipliers give a finite lower bound."""
@@ -126,27 +176,21 @@ class Problem:
         mass = kept.sum(1, keepdim=True)
         return torch.where(mass > 0, kept / mass, self.probs)
 
-    def finite_logs(self) -> Tensor:
-        """Return ``ln σ`` with a cost for ``σ = 0`` that no fairness can outweigh."""
-        logs = self.probs.log()
-        finite = logs[torch.isfinite(logs)]
-        lowest = float(finite.min()) if len(finite) else float("inf")
-        if self.sums is not None:
-            lowest = self.sums.least(lowest)
-        reach = self.fairness * (1 - float(np.log(self.prior[self.prior > 0]).min()))
-        return torch.where(torch.isfinite(logs), logs, lowest - 10 * (1 + reach))
-
     def row_losses(self, labels: Tensor) -> Tensor:
-        """Return ``f_i(y_i)`` of every free row; 0 ln 0 = 0."""
+        """Return ``f_i(y_i)`` of every free row, float64; 0 ln 0 = 0."""
+        return torch.cat([self._row_losses(labels, part) for part in row_parts(self.probs)])
+
+    def _row_losses(self, labels: Tensor, part: slice) -> Tensor:
+        probs, own = self.probs[part].double(), labels[part].double()
         if self.objective.collision:
-            coincidence: Tensor = torch.linalg.vecdot(self.probs, labels)
+            coincidence: Tensor = torch.linalg.vecdot(probs, own)
             return -coincidence.log()
-        return -torch.xlogy(labels, self.probs).sum(1)
+        return -torch.xlogy(own, probs).sum(1)
 
     def descent(self, labels: Tensor) -> Tensor:
         """Return minus the gradient of the row losses."""
         if not self.objective.collision:
-            return self.finite_logs()
+            return self.kernel_rows.to(self.probs)
         coincidence: Tensor = torch.linalg.vecdot(self.probs, labels)
         return self.probs / coincidence[:, None]
 
@@ -158,11 +202,13 @@ class Problem:
 
     def lower_bound(self, multipliers: Vector) -> float:
         """Return ``bound(w)``: no labels have a smaller objective."""
-        rows = dual_values(
-            self.backend, self.probs, multipliers, collision=self.objective.collision
-        )
+        collision = self.objective.collision
+        rows = [
+            dual_values(self.backend, self.probs[part], multipliers, collision=collision)
+            for part in row_parts(self.probs)
+        ]
         conjugate = self.objective.coupling.conjugate(multipliers, self.prior, self.fairness)
-        free = self.total(rows)
+        free = self.total(torch.cat(rows))
         return free - float(multipliers @ self.held) - conjugate + self.held_loss
 
 

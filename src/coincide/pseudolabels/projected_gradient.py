@@ -94,7 +94,7 @@ def row_gradient(problem: Problem, labels: Tensor) -> Tensor:
     """Return the gradient of the mean objective, ``ω_i (-g_i - w)``, ``(M, K)``."""
     multipliers = problem.multipliers(problem.mean_label(labels))
     pull = problem.descent(labels) + problem.at_rows(multipliers)
-    return -pull * problem.weights[:, None]
+    return -pull * problem.weights[:, None].to(pull)
 
 
 def project_to_simplex(points: Tensor) -> Tensor:

@@ -151,8 +151,8 @@ def reduce_problem(
 
 
 def _shares(n_rows: int, probs: Tensor, weights: Tensor | None, sums: Sums | None) -> Tensor:
-    """Return every row's share of the weight of all rows, in the dtype of the predictions."""
+    """Return every row's share of the weight of all rows, float64."""
     mass = probs.new_ones(n_rows, dtype=torch.float64) if weights is None else weights.double()
     own = np.array([float(mass.sum())])
     whole = own if sums is None else sums.sum(own)
-    return (mass / float(whole[0])).to(probs.dtype)
+    return mass / float(whole[0])

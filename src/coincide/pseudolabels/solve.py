@@ -29,7 +29,7 @@ from coincide.pseudolabels.em import ExpectationMaximization
 from coincide.pseudolabels.interior_point import InteriorPoint
 from coincide.pseudolabels.kernels import choose_backend
 from coincide.pseudolabels.objectives import OBJECTIVES, Vector
-from coincide.pseudolabels.problem import Certificate
+from coincide.pseudolabels.problem import Certificate, weighted_sum
 from coincide.pseudolabels.projected_gradient import ProjectedGradient
 from coincide.pseudolabels.reduction import UNKNOWN, Reduction, reduce_problem
 from coincide.pseudolabels.rules import ClosedForm, Sinkhorn
@@ -188,8 +188,7 @@ def solve_pseudo_labels(
     full = reduction.expand(outcome.labels)
     half = rows.dtype not in (torch.float32, torch.float64)
     labels = full.to(torch.float32 if half else rows.dtype)
-    mean_label = reduction.weights.to(full) @ full
-    mean_label = mean_label.double()
+    mean_label = weighted_sum(reduction.weights, full)
     as_tensor = isinstance(probs, Tensor)
     return PseudoLabels(
         labels=labels if as_tensor else labels.numpy(),  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from coincide.pseudolabels.objectives import Vector
@@ -116,7 +117,7 @@ def run_solver(
     best = _Best(tol)
     if labels is not None and solver.minimizes:
         admissible = problem.admissible(labels)
-        best.offer(admissible, certify(problem, admissible))
+        best.offer(problem, admissible, certify(problem, admissible))
     n_iter = 0
     state: State = solver.start(problem, labels, tol)
     if solver.estimates_gap and state.expected_gap <= tol:
@@ -148,7 +149,7 @@ def run_uncertified(solver: Solver, problem: Problem, *, tol: float, max_iter: i
         state = solver.step(problem, state)
         n_iter += 1
         expects = state.expected_gap <= tol and n_iter % solver.check_every == 0
-    labels = problem.admissible(state.labels)
+    labels = problem.admissible(state.labels).to(problem.probs)
     return Outcome(labels, n_iter, expects, None, state.multipliers)
 
 
@@ -162,15 +163,18 @@ class _Best:
         self._patience = _PATIENCE
 
     def take(self, problem: Problem, state: State) -> None:
-        """Certify the labels of a state and keep a copy of them if they are the best."""
+        """Certify the labels of a state and keep them if they are the best."""
         labels = problem.admissible(state.labels)
         certificate = getattr(state, "certificate", None)
-        self.offer(labels, certificate or certify(problem, labels, state.multipliers))
+        self.offer(problem, labels, certificate or certify(problem, labels, state.multipliers))
 
-    def offer(self, labels: Tensor, certificate: Certificate) -> None:
-        """Keep a copy of the labels if they are the best."""
+    def offer(self, problem: Problem, labels: Tensor, certificate: Certificate) -> None:
+        """Keep a copy of the labels if they are the best, laid out and typed as the predictions."""
         if self.certificate is None or certificate.gap < self.certificate.gap:
-            self.labels, self.certificate = labels.clone(), certificate
+            if self.labels is None:
+                self.labels = torch.empty_like(problem.probs)
+            self.labels.copy_(labels)
+            self.certificate = certificate
             self._patience = _PATIENCE
         else:
             self._patience -= 1

@@ -9,6 +9,14 @@ its inverse there is the projection
 Adding a constant to ``q`` or to ``r`` changes nothing on the tangent space. Every backend
 subtracts the entry of the row's leading class (its largest label): then the large ``d`` of that
 class meets exact zeros instead of cancelling, and the gap reaches 1e-12 instead of 1e-5.
+
+The predictor ``ρ = Δy/y`` of an entry changes its product ``y ζ`` to ``-y ζ ρ (1 + ρ)`` where its
+linear model says 0, which the corrector takes back. Far outside ``-1 < ρ < 0`` the predictor
+foresees nothing; there the correction is limited,
+
+    bend = ζ min(ρ (1 + ρ), MOST_BEND),
+
+which saves a fifth of the iterations where predictions are sharp and rows few to a class.
 """
 
 from __future__ import annotations
@@ -20,6 +28,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Vector = NDArray[np.float64]
+
+MOST_BEND = 10.0
 
 
 class StepArrays(NamedTuple):
@@ -48,7 +58,7 @@ class Prediction(NamedTuple):
     """The affine direction, summed: ``ratio = Δy/y``; ``Δζ/ζ = -1 - ratio``.
 
     ``first`` and ``second`` are ``Σ ω y ζ ratio`` and ``Σ ω y ζ ratio²``; ``center`` is
-    ``Σ ω P (1/y)`` and ``bend`` is ``Σ ω P (ζ ratio (1 + ratio))``, both ``(K,)``.
+    ``Σ ω P (1/y)`` and ``bend`` is ``Σ ω P (ζ min(ratio (1 + ratio), MOST_BEND))``, both ``(K,)``.
     """
 
     low: float
@@ -93,7 +103,7 @@ class RowKernels(Protocol):
     name: str
 
     def load(self, labels: Tensor, slacks: Tensor) -> StepArrays:
-        """Take the first iterate; the caller's tensors stay untouched."""
+        """Take the first iterate; its tensors are the kernels' own from here on."""
         ...
 
     def factor(self) -> Factors:
@@ -108,6 +118,6 @@ class RowKernels(Protocol):
         """Find the corrected direction, centered on ``y ζ = target``."""
         ...
 
-    def advance(self, length: float) -> StepArrays:
-        """Take a step of the given length along the corrected direction."""
+    def advance(self, primal: float, dual: float) -> StepArrays:
+        """Take steps of these lengths along the corrected direction, in the labels and slacks."""
         ...

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coincide.pseudolabels.kernels.contract import (
+    MOST_BEND,
     Extents,
     Factors,
     Minimizers,
@@ -106,7 +107,7 @@ def _predict(rows, w, k, y, zeta, lead, scalars, g, iy, iz, shift, ratio, center
         beta, gamma = _project(dr, er, known)
         beta_c, gamma_c = _project(dc, ec, known)
         rho = -beta * iz[i, top]
-        bent_top = zeta[i, top] * rho * (1 + rho)
+        bent_top = zeta[i, top] * min(rho * (1 + rho), MOST_BEND)
         dt, et, row_first, row_second = 0.0, 0.0, 0.0, 0.0
         for c in range(n):
             d = y[i, c] * iz[i, c]
@@ -115,7 +116,7 @@ def _predict(rows, w, k, y, zeta, lead, scalars, g, iy, iz, shift, ratio, center
             low, high = min(low, rho), max(high, rho)
             row_first += y[i, c] * zeta[i, c] * rho
             row_second += y[i, c] * zeta[i, c] * rho * rho
-            moved = d * (zeta[i, c] * rho * (1 + rho) - bent_top)
+            moved = d * (zeta[i, c] * min(rho * (1 + rho), MOST_BEND) - bent_top)
             dt += moved
             et += moved * g[i, c]
             center[k[i, c]] += w[i] * d * (iy[i, c] - peak - beta_c - g[i, c] * gamma_c)
@@ -124,7 +125,7 @@ def _predict(rows, w, k, y, zeta, lead, scalars, g, iy, iz, shift, ratio, center
         beta, gamma = _project(dt, et, known)
         for c in range(n):
             d, rho = y[i, c] * iz[i, c], ratio[i, c]
-            bent = zeta[i, c] * rho * (1 + rho) - bent_top
+            bent = zeta[i, c] * min(rho * (1 + rho), MOST_BEND) - bent_top
             turn[k[i, c]] += w[i] * d * (bent - beta - g[i, c] * gamma)
     sums[0], sums[1], sums[2], sums[3] = low, high, first, second
 
@@ -138,10 +139,12 @@ def _correct(rows, k, y, zeta, lead, scalars, g, iy, iz, shift, target, ratio, p
         known, top = scalars[i], lead[i]
         dr, er = known[_SUM_E], known[_CURVATURE]
         rho = ratio[i, top]
-        level = shift[k[i, top]] + target * iy[i, top] + zeta[i, top] * rho * (1 + rho)
+        bent = zeta[i, top] * min(rho * (1 + rho), MOST_BEND)
+        level = shift[k[i, top]] + target * iy[i, top] + bent
         for c in range(n):
             rho = ratio[i, c]
-            r = shift[k[i, c]] + target * iy[i, c] + zeta[i, c] * rho * (1 + rho) - level
+            bent = zeta[i, c] * min(rho * (1 + rho), MOST_BEND)
+            r = shift[k[i, c]] + target * iy[i, c] + bent - level
             primal[i, c] = r + g[i, c]
             moved = y[i, c] * iz[i, c] * r
             dr += moved
@@ -150,21 +153,21 @@ def _correct(rows, k, y, zeta, lead, scalars, g, iy, iz, shift, target, ratio, p
         for c in range(n):
             rho = ratio[i, c]
             step = (primal[i, c] - beta - g[i, c] * gamma) * iz[i, c]
-            turn = target * iy[i, c] * iz[i, c] + rho * (1 + rho) - 1 - step
+            turn = target * iy[i, c] * iz[i, c] + min(rho * (1 + rho), MOST_BEND) - 1 - step
             primal[i, c], ratio[i, c] = step, turn
             low_primal, low_dual = min(low_primal, step), min(low_dual, turn)
     sums[0], sums[1] = low_primal, low_dual
 
 
 @compiled
-def _advance(rows, y, zeta, primal, dual, length):
+def _advance(rows, y, zeta, primal, dual, primal_length, dual_length):
     """Move along the direction and put the labels back on the simplex."""
     n = y.shape[1]
     for i in range(rows[0], rows[1]):
         mass = 0.0
         for c in range(n):
-            y[i, c] *= 1 + length * primal[i, c]
-            zeta[i, c] *= 1 + length * dual[i, c]
+            y[i, c] *= 1 + primal_length * primal[i, c]
+            zeta[i, c] *= 1 + dual_length * dual[i, c]
             mass += y[i, c]
         mass = 1 / mass
         for c in range(n):
@@ -206,7 +209,7 @@ class NumbaCandidateRows:
         self._work = BlockedRows(n_rows, width**2 if many else 1)
 
     def load(self, labels: Tensor, slacks: Tensor) -> StepArrays:
-        """Take the first iterate; the caller's tensors stay untouched."""
+        """Take the first iterate; its tensors are the kernels' own from here on."""
         self._y, self._zeta = (np.array(a.numpy(), order="C") for a in (labels, slacks))
         return self._iterate()
 
@@ -266,11 +269,14 @@ class NumbaCandidateRows:
         self._work.each(work)
         return Extents(float(sums[:, 0].min()), float(sums[:, 1].min()))
 
-    def advance(self, length: float) -> StepArrays:
-        """Take a step of the given length along the corrected direction, in place."""
-        self._work.each(
-            lambda _, rows: _advance(rows, self._y, self._zeta, self._second, self._first, length)
-        )
+    def advance(self, primal: float, dual: float) -> StepArrays:
+        """Take steps of these lengths along the corrected direction, in place."""
+
+        def work(number: int, rows: tuple[int, int]) -> None:
+            del number
+            _advance(rows, self._y, self._zeta, self._second, self._first, primal, dual)
+
+        self._work.each(work)
         return self._iterate()
 
 

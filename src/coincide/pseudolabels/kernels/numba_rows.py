@@ -1,10 +1,13 @@
-"""The row kernels compiled by Numba: one fused pass over the rows each, for the CPU.
+"""The row kernels compiled by Numba: one pass over the iterate each, for the CPU.
 
-See :mod:`coincide.pseudolabels.kernels.contract` for the mathematics. The arrays lie class by
-class, ``(K, M)``, and every pass works on blocks of rows that fit the cache: the innermost loops
-run along the rows of a block, so they are vectorized without a horizontal sum whatever K is. The
-scalars of a row are found once, in the first pass. Ranges of rows run on threads (the compiled
-code releases the GIL).
+See :mod:`coincide.pseudolabels.kernels.contract` for the mathematics. Between passes there are the
+predictions as they came, the labels, the slacks and a few scalars a row, nothing else of size
+M×K: a pass works on blocks of rows that stay in the cache, and what it needs of an earlier one,
+such as the predictor, it computes again from the scalars. That is quicker than to store it.
+
+Labels and slacks lie class by class, ``(K, M)``: the innermost loops run along the rows of a
+block, so they are vectorized without a horizontal sum whatever K is. Predictions may be float32;
+all arithmetic is in float64. Ranges of rows run on threads (the compiled code releases the GIL).
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from torch import Tensor
 
 from coincide.pseudolabels.kernels.blas import one_blas_thread
 from coincide.pseudolabels.kernels.contract import (
+    MOST_BEND,
     Extents,
     Factors,
     Prediction,
@@ -28,359 +32,381 @@ from coincide.pseudolabels.kernels.numba_blocks import BlockedRows, compiled
 
 Array = NDArray[Any]
 
-# Of a row: scale and offset of g = p·scale - offset, 1 + q·e, κ, Σb, Σe, q·e.
+# Of a row: scale and offset of g = p·scale - offset, 1 + q·e, κ, Σb, Σe, q·e; then of the
+# predictor and of the corrected direction ``(r + g·slope - level)/ζ``.
 _SCALE, _OFFSET, _DENOMINATOR, _KAPPA, _TOTAL, _SUM_E, _CURVATURE = range(7)
-_SCALARS = 7
+_LEVEL, _SLOPE, _NEXT_LEVEL, _NEXT_SLOPE = range(7, 11)
+_SCALARS = 11
 
-# Every innermost loop below writes to one array at most: with more, the compiler cannot prove
-# that they do not overlap, and gives up vectorizing. Computing d and g anew is cheaper.
+# Of the rows that go into a Gram matrix at once: enough of them for BLAS, few enough for the cache.
+_ENTRIES_PER_PRODUCT = 1 << 17
+_LEAST_ROWS_PER_PRODUCT = 512
 
 
 @compiled
-def _factor(
-    rows, p, w, y, zeta, collision, block, lead, scalars, iy, iz, scaled_e, scaled_b, pull, mean
-):
-    """Fill ``1/y``, ``1/ζ``, ``e √(ω/(1+q·e))``, ``b √(ω/Σb)``; add ``Σ ω P g`` and ``Σ ω y``."""
-    classes = p.shape[0]
-    one = p.dtype.type(1)
-    bend = one if collision else p.dtype.type(0)
+def _load(p, first, known, g):
+    """Fill ``g`` with minus the gradients of a block of rows, class by class, zero at the lead."""
+    for k in range(p.shape[1]):
+        gk = g[k]
+        for j in range(known.shape[1]):
+            gk[j] = p[first + j, k] * known[_SCALE, j] - known[_OFFSET, j]
+
+
+@compiled
+def _find_lead(p, first, y, known, lead, g, lanes, collision):
+    """Find every row's largest label, and the gradients relative to it."""
+    n = lead.shape[0]
+    lanes[:3] = 0
+    for k in range(p.shape[1]):
+        gk, yk, own = g[k], y[k], float(k)
+        for j in range(n):
+            gk[j] = p[first + j, k]
+        for j in range(n):
+            lanes[0, j] += gk[j] * yk[j]
+            larger = yk[j] > lanes[1, j]
+            lanes[2, j] = own if larger else lanes[2, j]
+            lanes[1, j] = yk[j] if larger else lanes[1, j]
+    for j in range(n):
+        lead[j] = int(lanes[2, j])
+        known[_SCALE, j] = 1 / lanes[0, j] if collision else 1.0
+        known[_OFFSET, j] = g[lead[j], j] * known[_SCALE, j]
+    for k in range(p.shape[1]):
+        gk = g[k]
+        for j in range(n):
+            gk[j] = gk[j] * known[_SCALE, j] - known[_OFFSET, j]
+
+
+@compiled
+def _project(dr, er, known, bend, beta, gamma):
+    """Find ``β`` and ``γ`` of ``P r`` for a block of rows, from ``d·r`` and ``e·r``."""
+    for j in range(known.shape[1]):
+        beta[j] = (dr[j] - bend * known[_KAPPA, j] * er[j]) / known[_TOTAL, j]
+        gamma[j] = bend * (er[j] / known[_DENOMINATOR, j] - known[_KAPPA, j] * beta[j])
+
+
+@compiled
+def _factor(rows, p, w, y, zeta, collision, block, lead, scalars, product, pull, mean):
+    """Fill ``e √(ω/(1+q·e))`` and ``b √(ω/Σb)``, side by side; add ``Σ ω P g`` and ``Σ ω y``."""
+    classes, many = y.shape[0], rows[1] - rows[0]
+    bend = 1.0 if collision else 0.0
+    g, d = np.empty((classes, block)), np.empty((classes, block))
+    lanes = np.empty((8, block))
     complementarity = 0.0
     for first in range(rows[0], rows[1], block):
-        part = slice(first, min(first + block, rows[1]))
-        scale, offset = scalars[_SCALE, part], scalars[_OFFSET, part]
-        weight = w[part]
-        _find_lead(p[:, part], y[:, part], lead[part], scale, offset, collision)
-        sums = np.zeros((4, weight.shape[0]), p.dtype)
-        sum_d, sum_e, curvature, product = sums[0], sums[1], sums[2], sums[3]
+        n = min(block, rows[1] - first)
+        part, start = slice(first, first + n), first - rows[0]
+        known, weight = scalars[:, part], w[part]
+        _find_lead(p, first, y[:, part], known, lead[part], g, lanes, collision)
+        lanes[:4] = 0
         for k in range(classes):
-            pk, yk, zk, ik, jk = p[k, part], y[k, part], zeta[k, part], iy[k, part], iz[k, part]
-            for j in range(pk.shape[0]):
-                ik[j] = one / yk[j]
-            for j in range(pk.shape[0]):
-                jk[j] = one / zk[j]
-            for j in range(pk.shape[0]):
-                sum_d[j] += yk[j] * jk[j]
-            for j in range(pk.shape[0]):
-                sum_e[j] += yk[j] * jk[j] * (pk[j] * scale[j] - offset[j])
-            for j in range(pk.shape[0]):
-                g = pk[j] * scale[j] - offset[j]
-                curvature[j] += yk[j] * jk[j] * g * g
-            for j in range(pk.shape[0]):
-                product[j] += yk[j] * zk[j]
-        denominator, kappa = scalars[_DENOMINATOR, part], scalars[_KAPPA, part]
-        total = scalars[_TOTAL, part]
-        scalars[_SUM_E, part] = sum_e
-        scalars[_CURVATURE, part] = curvature
-        denominator[:] = one + bend * curvature
-        kappa[:] = bend * sum_e / denominator
-        total[:] = sum_d - kappa * sum_e
-        # For r = g: d·r = sum_e and e·r = curvature.
-        beta, gamma = _project(sum_e, curvature, scalars[:, part], bend)
-        root_e = bend * np.sqrt(weight / denominator)
-        root_b = np.sqrt(weight / total)
-        complementarity += np.sum(weight * product)
+            yk, zk, gk, dk = y[k, part], zeta[k, part], g[k], d[k]
+            for j in range(n):
+                dk[j] = yk[j] / zk[j]
+            for j in range(n):
+                e = dk[j] * gk[j]
+                lanes[0, j] += dk[j]
+                lanes[1, j] += e
+                lanes[2, j] += e * gk[j]
+                lanes[3, j] += yk[j] * zk[j]
+        for j in range(n):
+            known[_SUM_E, j] = lanes[1, j]
+            known[_CURVATURE, j] = lanes[2, j]
+            known[_DENOMINATOR, j] = 1 + bend * lanes[2, j]
+            known[_KAPPA, j] = bend * lanes[1, j] / known[_DENOMINATOR, j]
+            known[_TOTAL, j] = lanes[0, j] - known[_KAPPA, j] * lanes[1, j]
+            lanes[4, j] = bend * np.sqrt(weight[j] / known[_DENOMINATOR, j])
+            lanes[5, j] = np.sqrt(weight[j] / known[_TOTAL, j])
+            complementarity += weight[j] * lanes[3, j]
+        # For r = g: d·r = Σe and e·r = q·e.
+        _project(lanes[1], lanes[2], known, bend, lanes[6], lanes[7])
         for k in range(classes):
-            pk, yk, jk = p[k, part], y[k, part], iz[k, part]
-            ek, bk = scaled_e[k, part], scaled_b[k, part]
-            for j in range(pk.shape[0]):
-                ek[j] = yk[j] * jk[j] * (pk[j] * scale[j] - offset[j]) * root_e[j]
-            for j in range(pk.shape[0]):
-                g = pk[j] * scale[j] - offset[j]
-                bk[j] = yk[j] * jk[j] * (one - g * kappa[j]) * root_b[j]
-            moved = p.dtype.type(0)
-            for j in range(pk.shape[0]):
-                g = pk[j] * scale[j] - offset[j]
-                moved += weight[j] * yk[j] * jk[j] * (g - beta[j] - g * gamma[j])
-            pull[k] += moved
-            held = p.dtype.type(0)
-            for j in range(pk.shape[0]):
+            yk, gk, dk = y[k, part], g[k], d[k]
+            bk = product[k, start : start + n]
+            ek = product[k, many + start : many + start + n]
+            for j in range(n):
+                bk[j] = dk[j] * (1 - gk[j] * known[_KAPPA, j]) * lanes[5, j]
+            if collision:
+                for j in range(n):
+                    ek[j] = dk[j] * gk[j] * lanes[4, j]
+            moved, held = 0.0, 0.0
+            for j in range(n):
+                moved += weight[j] * dk[j] * (gk[j] - lanes[6, j] - gk[j] * lanes[7, j])
                 held += weight[j] * yk[j]
+            pull[k] += moved
             mean[k] += held
     return complementarity
 
 
 @compiled
-def _find_lead(p, y, lead, scale, offset, collision):
-    """Find every row's largest label; ``g = p · scale - offset`` is zero there."""
-    scale[:] = 0
-    lead[:] = 0
-    most = y[0].copy()
-    for k in range(p.shape[0]):
-        pk, yk = p[k], y[k]
-        for j in range(pk.shape[0]):
-            scale[j] += pk[j] * yk[j]
-        for j in range(pk.shape[0]):
-            lead[j] = k if yk[j] > most[j] else lead[j]
-        for j in range(pk.shape[0]):
-            most[j] = max(most[j], yk[j])
-    for j in range(scale.shape[0]):
-        scale[j] = 1 / scale[j] if collision else 1
-        offset[j] = p[lead[j], j] * scale[j]
-
-
-@compiled
-def _project(dr, er, scalars, bend):
-    """Return ``β`` and ``γ`` of ``P r`` for a block of rows, from ``d·r`` and ``e·r``."""
-    beta = (dr - bend * scalars[_KAPPA] * er) / scalars[_TOTAL]
-    gamma = bend * (er / scalars[_DENOMINATOR] - scalars[_KAPPA] * beta)
-    return beta, gamma
-
-
-@compiled
-def _predict(
-    rows, p, w, y, zeta, collision, block, lead, scalars, iy, iz, shift, ratio, center, turn, sums
-):
-    """Find ``ratio = Δy/y`` of the affine direction and sum what the corrector needs."""
-    classes = p.shape[0]
-    one = p.dtype.type(1)
-    bend = one if collision else p.dtype.type(0)
-    low, high, first_sum, second_sum = np.inf, -np.inf, 0.0, 0.0
+def _predict(rows, p, w, y, zeta, collision, block, lead, scalars, shift, center, turn, sums):
+    """Find the affine direction and sum what the corrector needs."""
+    classes = y.shape[0]
+    bend = 1.0 if collision else 0.0
+    g, inverse, bent = (
+        np.empty((classes, block)),
+        np.empty((classes, block)),
+        np.empty((classes, block)),
+    )
+    # Sums and levels of r = g + shift, of 1/y, and of the bend.
+    lanes = np.empty((10, block))
+    dr, er, beta, gamma = lanes[0], lanes[1], lanes[2], lanes[3]
+    dc, ec, beta_c, gamma_c = lanes[4], lanes[5], lanes[6], lanes[7]
+    top, top_center = lanes[8], lanes[9]
+    found = np.zeros((4, block))
     for first in range(rows[0], rows[1], block):
-        part = slice(first, min(first + block, rows[1]))
-        weight, leads, known = w[part], lead[part], scalars[:, part]
-        scale, offset = known[_SCALE], known[_OFFSET]
-        n = weight.shape[0]
-        top, top_center = np.empty(n, p.dtype), np.empty(n, p.dtype)
+        n = min(block, rows[1] - first)
+        part = slice(first, first + n)
+        known, weight, leads = scalars[:, part], w[part], lead[part]
+        _load(p, first, known, g)
         for j in range(n):
-            top[j] = shift[leads[j]]
-            top_center[j] = iy[leads[j], first + j]
-        dots = np.zeros((4, n), p.dtype)
-        dr, er, dc, ec = dots[0], dots[1], dots[2], dots[3]
-        dr[:] = known[_SUM_E]
-        er[:] = known[_CURVATURE]
+            dr[j], er[j], dc[j], ec[j] = known[_SUM_E, j], known[_CURVATURE, j], 0.0, 0.0
+            top[j], top_center[j] = shift[leads[j]], 1 / y[leads[j], first + j]
         for k in range(classes):
-            pk, yk, jk = p[k, part], y[k, part], iz[k, part]
-            sk = shift[k]
+            yk, zk, gk, jk, sk = y[k, part], zeta[k, part], g[k], inverse[k], shift[k]
             for j in range(n):
-                dr[j] += yk[j] * jk[j] * (sk - top[j])
+                jk[j] = 1 / zk[j]
             for j in range(n):
-                er[j] += yk[j] * jk[j] * (pk[j] * scale[j] - offset[j]) * (sk - top[j])
-            for j in range(n):
-                dc[j] += jk[j] * (one - yk[j] * top_center[j])
-            for j in range(n):
-                g = pk[j] * scale[j] - offset[j]
-                ec[j] += jk[j] * (one - yk[j] * top_center[j]) * g
-        beta, gamma = _project(dr, er, known, bend)
-        beta_c, gamma_c = _project(dc, ec, known, bend)
-        beta_c += top_center
-        top_turn = np.empty(n, p.dtype)
+                moved = yk[j] * jk[j] * (sk - lanes[8, j])
+                lanes[0, j] += moved
+                lanes[1, j] += moved * gk[j]
+                moved = jk[j] * (1 - yk[j] * lanes[9, j])
+                lanes[4, j] += moved
+                lanes[5, j] += moved * gk[j]
+        _project(dr, er, known, bend, beta, gamma)
+        _project(dc, ec, known, bend, beta_c, gamma_c)
         for j in range(n):
-            rho = -beta[j] * iz[leads[j], first + j]
-            top_turn[j] = zeta[leads[j], first + j] * rho * (one + rho)
-        beta += top
-        lanes = np.zeros((7, n), p.dtype)
-        lows, highs, firsts, seconds = lanes[0], lanes[1], lanes[2], lanes[3]
-        dt, et, t = lanes[4], lanes[5], lanes[6]
+            known[_LEVEL, j] = beta[j] + top[j]
+            known[_SLOPE, j] = 1 - gamma[j]
+            beta_c[j] += top_center[j]
+            rho = -beta[j] * inverse[leads[j], j]
+            top[j] = zeta[leads[j], first + j] * min(rho * (1 + rho), MOST_BEND)
+        lanes[:2] = 0
         for k in range(classes):
-            pk, yk, jk, zk, rk = p[k, part], y[k, part], iz[k, part], zeta[k, part], ratio[k, part]
-            sk = shift[k]
+            yk, zk, gk, jk, tk = y[k, part], zeta[k, part], g[k], inverse[k], bent[k]
+            sk, moved = shift[k], 0.0
             for j in range(n):
-                g = pk[j] * scale[j] - offset[j]
-                rk[j] = (g + sk - beta[j] - g * gamma[j]) * jk[j]
+                rho = (gk[j] * known[_SLOPE, j] + sk - known[_LEVEL, j]) * jk[j]
+                tk[j] = rho
             for j in range(n):
-                lows[j] = min(lows[j], rk[j])
+                rho = tk[j]
+                found[0, j] = min(found[0, j], rho)
+                found[1, j] = max(found[1, j], rho)
+                along = weight[j] * yk[j] * zk[j] * rho
+                found[2, j] += along
+                found[3, j] += along * rho
             for j in range(n):
-                highs[j] = max(highs[j], rk[j])
+                tk[j] = zk[j] * min(tk[j] * (1 + tk[j]), MOST_BEND) - lanes[8, j]
             for j in range(n):
-                firsts[j] += yk[j] * zk[j] * rk[j]
+                t = yk[j] * jk[j] * tk[j]
+                lanes[0, j] += t
+                lanes[1, j] += t * gk[j]
             for j in range(n):
-                seconds[j] += yk[j] * zk[j] * rk[j] * rk[j]
-            for j in range(n):
-                t[j] = yk[j] * jk[j] * (zk[j] * rk[j] * (one + rk[j]) - top_turn[j])
-            for j in range(n):
-                dt[j] += t[j]
-            for j in range(n):
-                et[j] += (pk[j] * scale[j] - offset[j]) * t[j]
-            moved = p.dtype.type(0)
-            for j in range(n):
-                g = pk[j] * scale[j] - offset[j]
-                moved += weight[j] * jk[j] * (one - yk[j] * (beta_c[j] + g * gamma_c[j]))
+                moved += weight[j] * jk[j] * (1 - yk[j] * (lanes[6, j] + gk[j] * lanes[7, j]))
             center[k] += moved
-        beta, gamma = _project(dt, et, known, bend)
-        beta += top_turn
+        _project(dr, er, known, bend, beta, gamma)
         for k in range(classes):
-            pk, yk, jk, zk, rk = p[k, part], y[k, part], iz[k, part], zeta[k, part], ratio[k, part]
-            moved = p.dtype.type(0)
+            yk, gk, jk, tk, moved = y[k, part], g[k], inverse[k], bent[k], 0.0
             for j in range(n):
-                g = pk[j] * scale[j] - offset[j]
-                bent = zk[j] * rk[j] * (one + rk[j])
-                moved += weight[j] * yk[j] * jk[j] * (bent - beta[j] - g * gamma[j])
+                moved += weight[j] * yk[j] * jk[j] * (tk[j] - lanes[2, j] - gk[j] * lanes[3, j])
             turn[k] += moved
-        low = min(low, lows.min())
-        high = max(high, highs.max())
-        first_sum += np.sum(weight * firsts)
-        second_sum += np.sum(weight * seconds)
-    sums[0], sums[1], sums[2], sums[3] = low, high, first_sum, second_sum
+    sums[0], sums[1] = found[0].min(), found[1].max()
+    sums[2], sums[3] = found[2].sum(), found[3].sum()
 
 
 @compiled
-def _correct(
-    rows, p, y, zeta, collision, block, lead, scalars, iy, iz, shift, target, ratio, primal, sums
-):
-    """Turn ``ratio`` into ``Δζ/ζ`` and fill ``primal = Δy/y`` of the corrected direction."""
-    classes = p.shape[0]
-    one = p.dtype.type(1)
-    bend = one if collision else p.dtype.type(0)
-    low_primal, low_dual = np.inf, np.inf
+def _correct(rows, p, y, zeta, collision, block, lead, scalars, affine, shift, target, sums):
+    """Find the levels of the corrected direction and its smallest entries."""
+    classes = y.shape[0]
+    bend = 1.0 if collision else 0.0
+    g, inverse, rest = (
+        np.empty((classes, block)),
+        np.empty((classes, block)),
+        np.empty((classes, block)),
+    )
+    lanes = np.empty((5, block))
+    dr, er, beta, gamma, top = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4]
+    found = np.full((2, block), np.inf)
     for first in range(rows[0], rows[1], block):
-        part = slice(first, min(first + block, rows[1]))
-        leads, known = lead[part], scalars[:, part]
-        scale, offset = known[_SCALE], known[_OFFSET]
-        n = leads.shape[0]
-        top = np.empty(n, p.dtype)
+        n = min(block, rows[1] - first)
+        part = slice(first, first + n)
+        known, leads = scalars[:, part], lead[part]
+        _load(p, first, known, g)
         for j in range(n):
             k, i = leads[j], first + j
-            top[j] = shift[k] + target * iy[k, i] + zeta[k, i] * ratio[k, i] * (one + ratio[k, i])
-        lanes = np.zeros((4, n), p.dtype)
-        dr, er, lows, duals = lanes[0], lanes[1], lanes[2], lanes[3]
+            rho = (affine[k] - known[_LEVEL, j]) / zeta[k, i]
+            bent = zeta[k, i] * min(rho * (1 + rho), MOST_BEND)
+            top[j] = shift[k] + target / y[k, i] + bent
+        lanes[:2] = 0
         for k in range(classes):
-            pk, yk, zk = p[k, part], y[k, part], zeta[k, part]
-            ik, jk, ak, rk = iy[k, part], iz[k, part], ratio[k, part], primal[k, part]
+            yk, zk, gk, jk, rk = y[k, part], zeta[k, part], g[k], inverse[k], rest[k]
+            ak, sk = affine[k], shift[k]
+            for j in range(n):
+                jk[j] = 1 / (yk[j] * zk[j])
+            for j in range(n):
+                rho = (gk[j] * known[_SLOPE, j] + ak - known[_LEVEL, j]) * yk[j] * jk[j]
+                rk[j] = min(rho * (1 + rho), MOST_BEND)
+            for j in range(n):
+                r = sk + zk[j] * (target * jk[j] + rk[j]) - lanes[4, j] + gk[j]
+                moved = yk[j] * yk[j] * jk[j] * r
+                lanes[0, j] += moved
+                lanes[1, j] += moved * gk[j]
+        _project(dr, er, known, bend, beta, gamma)
+        for j in range(n):
+            known[_NEXT_LEVEL, j] = beta[j] + top[j]
+            known[_NEXT_SLOPE, j] = 1 - gamma[j]
+        for k in range(classes):
+            yk, zk, gk, jk, rk = y[k, part], zeta[k, part], g[k], inverse[k], rest[k]
             sk = shift[k]
             for j in range(n):
-                rk[j] = sk + target * ik[j] + zk[j] * ak[j] * (one + ak[j]) - top[j]
-            for j in range(n):
-                g = pk[j] * scale[j] - offset[j]
-                dr[j] += yk[j] * jk[j] * (rk[j] + g)
-            for j in range(n):
-                g = pk[j] * scale[j] - offset[j]
-                er[j] += yk[j] * jk[j] * g * (rk[j] + g)
-        beta, gamma = _project(dr, er, known, bend)
-        for k in range(classes):
-            pk, ik, jk = p[k, part], iy[k, part], iz[k, part]
-            ak, rk = ratio[k, part], primal[k, part]
-            for j in range(n):
-                g = pk[j] * scale[j] - offset[j]
-                rk[j] = (rk[j] + g - beta[j] - g * gamma[j]) * jk[j]
-            for j in range(n):
-                ak[j] = target * ik[j] * jk[j] + ak[j] * (one + ak[j]) - one - rk[j]
-            for j in range(n):
-                lows[j] = min(lows[j], rk[j])
-            for j in range(n):
-                duals[j] = min(duals[j], ak[j])
-        low_primal = min(low_primal, lows.min())
-        low_dual = min(low_dual, duals.min())
-    sums[0], sums[1] = low_primal, low_dual
+                drift = target * jk[j] + rk[j]
+                r = sk + zk[j] * drift + gk[j] * known[_NEXT_SLOPE, j] - known[_NEXT_LEVEL, j]
+                primal = r * yk[j] * jk[j]
+                found[0, j] = min(found[0, j], primal)
+                found[1, j] = min(found[1, j], drift - 1 - primal)
+    sums[0], sums[1] = found[0].min(), found[1].min()
 
 
 @compiled
-def _advance(rows, y, zeta, primal, dual, length, block):
-    """Move along the direction and put the labels back on the simplex."""
+def _advance(rows, p, y, zeta, block, scalars, affine, shift, target, primal_length, dual_length):
+    """Move along the corrected direction and put the labels back on the simplex."""
     classes = y.shape[0]
-    one = y.dtype.type(1)
+    g, lanes = np.empty((classes, block)), np.empty((3, block))
     for first in range(rows[0], rows[1], block):
-        part = slice(first, min(first + block, rows[1]))
-        mass = np.zeros_like(y[0, part])
+        n = min(block, rows[1] - first)
+        part = slice(first, first + n)
+        known = scalars[:, part]
+        _load(p, first, known, g)
+        lanes[0] = 0
         for k in range(classes):
-            yk, zk, pk, dk = y[k, part], zeta[k, part], primal[k, part], dual[k, part]
-            for j in range(yk.shape[0]):
-                yk[j] *= one + length * pk[j]
-            for j in range(yk.shape[0]):
-                zk[j] *= one + length * dk[j]
-            for j in range(yk.shape[0]):
-                mass[j] += yk[j]
-        mass = one / mass
+            yk, zk, gk, ak, sk = y[k, part], zeta[k, part], g[k], affine[k], shift[k]
+            for j in range(n):
+                inverse = 1 / (yk[j] * zk[j])
+                rho = (gk[j] * known[_SLOPE, j] + ak - known[_LEVEL, j]) * yk[j] * inverse
+                drift = target * inverse + min(rho * (1 + rho), MOST_BEND)
+                r = sk + zk[j] * drift + gk[j] * known[_NEXT_SLOPE, j] - known[_NEXT_LEVEL, j]
+                primal = r * yk[j] * inverse
+                lanes[1, j] = 1 + primal_length * primal
+                lanes[2, j] = 1 + dual_length * (drift - 1 - primal)
+            for j in range(n):
+                yk[j] *= lanes[1, j]
+            for j in range(n):
+                zk[j] *= lanes[2, j]
+            for j in range(n):
+                lanes[0, j] += yk[j]
+        for j in range(n):
+            lanes[0, j] = 1 / lanes[0, j]
         for k in range(classes):
             yk = y[k, part]
-            for j in range(yk.shape[0]):
-                yk[j] *= mass[j]
+            for j in range(n):
+                yk[j] *= lanes[0, j]
 
 
 class NumbaRows:
-    """Row kernels of the interior point, compiled, on CPU tensors."""
+    """Row kernels of the interior point, compiled, on CPU tensors.
+
+    Parameters
+    ----------
+    rows : Tensor of shape (M, K), float32 or float64
+        Probabilities for collision cross-entropy, their logarithms for Shannon's.
+    weights : Tensor of shape (M,)
+    collision : bool
+    """
 
     name = "numba"
 
     def __init__(self, rows: Tensor, weights: Tensor, *, collision: bool) -> None:
-        self._probs: Array = np.ascontiguousarray(rows.numpy().T)
-        self._weights: Array = weights.numpy()
+        self._rows: Array = rows.contiguous().numpy()
+        self._weights: Array = weights.double().numpy()
         self._collision = collision
-        classes, n_rows = self._probs.shape
+        n_rows, self._classes = rows.shape
         self._lead = np.zeros(n_rows, np.int64)
-        self._scalars = np.empty((_SCALARS, n_rows), self._probs.dtype)
-        # Work arrays: 1/y, 1/ζ, and two that hold (e, b), then (ratio, -), then (dual, primal).
-        self._iy, self._iz, self._first, self._second = (
-            np.empty_like(self._probs) for _ in range(4)
-        )
-        self._work = BlockedRows(n_rows, classes)
+        self._scalars = np.empty((_SCALARS, n_rows))
+        self._affine = self._shift = np.zeros(self._classes)
+        self._target = 0.0
+        self._work = BlockedRows(n_rows, self._classes)
         self._block = self._work.block
 
     def load(self, labels: Tensor, slacks: Tensor) -> StepArrays:
-        """Return the iterate in this backend's layout; the caller's tensors stay untouched."""
-        self._y, self._zeta = (a.numpy().T.copy() for a in (labels, slacks))
+        """Take the first iterate; float64 arrays that lie class by class are not copied."""
+        self._y, self._zeta = (
+            np.ascontiguousarray(array.double().numpy().T) for array in (labels, slacks)
+        )
+        return self._iterate()
+
+    def _iterate(self) -> StepArrays:
         return StepArrays(torch.from_numpy(self._y).T, torch.from_numpy(self._zeta).T)
 
     def _vectors(self) -> Array:
-        return np.zeros((self._work.count, self._probs.shape[0]))
-
-    def _cast(self, shift: Vector) -> Array:
-        """Return a K-vector in the rows' precision; constants are free and cost digits."""
-        centered: Array = (shift - shift.max()).astype(self._probs.dtype)
-        return centered
+        return np.zeros((self._work.count, 2, self._classes))
 
     def factor(self) -> Factors:
         """Factor every row's Hessian and sum what the coupling needs."""
-        pull = np.zeros((self._work.count, 2, self._probs.shape[0]))
+        vectors = self._vectors()
+        size = max(_LEAST_ROWS_PER_PRODUCT, _ENTRIES_PER_PRODUCT // self._classes)
 
         def work(number: int, rows: tuple[int, int]) -> tuple[float, Array]:
-            complementarity = _factor(
-                rows, self._probs, self._weights, self._y, self._zeta, self._collision,
-                self._block, self._lead, self._scalars, self._iy, self._iz, self._first,
-                self._second, pull[number, 0], pull[number, 1],
-            )  # fmt: skip
-            b = self._second[:, slice(*rows)]
-            gram = b @ b.T
-            if self._collision:
-                e = self._first[:, slice(*rows)]
-                gram += e @ e.T
-            return float(complementarity), gram
+            gram = np.zeros((self._classes, self._classes))
+            wide = np.empty((self._classes, (1 + self._collision) * min(size, rows[1] - rows[0])))
+            complementarity = 0.0
+            for first in range(*rows, size):
+                last = min(first + size, rows[1])
+                product = wide[:, : (1 + self._collision) * (last - first)]
+                complementarity += _factor(
+                    (first, last), self._rows, self._weights, self._y, self._zeta,
+                    self._collision, self._block, self._lead, self._scalars, product,
+                    vectors[number, 0], vectors[number, 1],
+                )  # fmt: skip
+                gram += product @ product.T
+            return complementarity, gram
 
-        with one_blas_thread(self._probs.shape[0]):
+        with one_blas_thread(self._classes):
             parts = self._work.each(work)
-        complementarity = sum(part for part, _ in parts)
-        gram = sum(part.astype(np.float64) for _, part in parts)
-        sums = pull.sum(0)
-        return Factors(np.asarray(gram), sums[0], sums[1], complementarity)
+        gram = sum(part for _, part in parts)
+        pull, mean_label = vectors.sum(0)
+        return Factors(np.asarray(gram), pull, mean_label, sum(part for part, _ in parts))
 
     def predict(self, shift: Vector) -> Prediction:
         """Find the affine direction for the right-hand side ``g + shift``."""
-        vector, center, turn = self._cast(shift), self._vectors(), self._vectors()
-        sums = np.empty((self._work.count, 4))
+        # Constants are free and cost digits.
+        self._affine = shift - shift.max()
+        vectors, sums = self._vectors(), np.empty((self._work.count, 4))
 
         def work(number: int, rows: tuple[int, int]) -> None:
             _predict(
-                rows, self._probs, self._weights, self._y, self._zeta, self._collision,
-                self._block, self._lead, self._scalars, self._iy, self._iz, vector,
-                self._first, center[number], turn[number], sums[number],
+                rows, self._rows, self._weights, self._y, self._zeta, self._collision,
+                self._block, self._lead, self._scalars, self._affine, vectors[number, 0],
+                vectors[number, 1], sums[number],
             )  # fmt: skip
 
         self._work.each(work)
         low, high = float(sums[:, 0].min()), float(sums[:, 1].max())
         first, second = float(sums[:, 2].sum()), float(sums[:, 3].sum())
-        return Prediction(low, high, first, second, center.sum(0), turn.sum(0))
+        center, bend = vectors.sum(0)
+        return Prediction(low, high, first, second, center, bend)
 
     def correct(self, shift: Vector, target: float) -> Extents:
         """Find the corrected direction, centered on ``y ζ = target``."""
-        vector, level = self._cast(shift), self._probs.dtype.type(target)
+        self._shift, self._target = shift - shift.max(), target
         sums = np.empty((self._work.count, 2))
 
         def work(number: int, rows: tuple[int, int]) -> None:
             _correct(
-                rows, self._probs, self._y, self._zeta, self._collision, self._block,
-                self._lead, self._scalars, self._iy, self._iz, vector, level, self._first,
-                self._second, sums[number],
+                rows, self._rows, self._y, self._zeta, self._collision, self._block,
+                self._lead, self._scalars, self._affine, self._shift, target, sums[number],
             )  # fmt: skip
 
         self._work.each(work)
         return Extents(float(sums[:, 0].min()), float(sums[:, 1].min()))
 
-    def advance(self, length: float) -> StepArrays:
-        """Take a step of the given length along the corrected direction, in place."""
-        step = self._probs.dtype.type(length)
+    def advance(self, primal: float, dual: float) -> StepArrays:
+        """Take steps of these lengths along the corrected direction, in place."""
 
         def work(number: int, rows: tuple[int, int]) -> None:
             del number
-            _advance(rows, self._y, self._zeta, self._second, self._first, step, self._block)
+            _advance(
+                rows, self._rows, self._y, self._zeta, self._block, self._scalars,
+                self._affine, self._shift, self._target, primal, dual,
+            )  # fmt: skip
 
         self._work.each(work)
-        return StepArrays(torch.from_numpy(self._y).T, torch.from_numpy(self._zeta).T)
+        return self._iterate()

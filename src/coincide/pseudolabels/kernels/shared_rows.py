@@ -67,9 +67,9 @@ class NoRows:
         del shift, target
         return Extents(np.inf, np.inf)
 
-    def advance(self, length: float) -> StepArrays:
+    def advance(self, primal: float, dual: float) -> StepArrays:
         """Return the arrays without rows."""
-        del length
+        del primal, dual
         return self._arrays
 
 
@@ -113,6 +113,6 @@ class SharedRows:
         own = self._rows.correct(shift, target)
         return Extents(self._sums.least(own.primal), self._sums.least(own.dual))
 
-    def advance(self, length: float) -> StepArrays:
-        """Take a step on the own rows."""
-        return self._rows.advance(length)
+    def advance(self, primal: float, dual: float) -> StepArrays:
+        """Take steps on the own rows."""
+        return self._rows.advance(primal, dual)

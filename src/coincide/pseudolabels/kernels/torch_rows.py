@@ -10,7 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from coincide.pseudolabels.kernels.contract import Extents, Factors, Prediction, StepArrays, Vector
+from coincide.pseudolabels.kernels.contract import (
+    MOST_BEND,
+    Extents,
+    Factors,
+    Prediction,
+    StepArrays,
+    Vector,
+)
 
 vecdot = torch.linalg.vecdot
 
@@ -51,18 +58,18 @@ class _Rows:
 
 
 class TorchRows:
-    """Row kernels of the interior point in plain tensor operations."""
+    """Row kernels of the interior point in plain tensor operations, in float64."""
 
     name = "torch"
 
     def __init__(self, probs: Tensor, weights: Tensor, *, collision: bool) -> None:
-        self.probs = probs
-        self.weights = weights
+        self.probs = probs.double()
+        self.weights = weights.double()
         self.collision = collision
         self._rows: _Rows | None = None
 
     def load(self, labels: Tensor, slacks: Tensor) -> StepArrays:
-        """Take the first iterate; the caller's tensors stay untouched."""
+        """Take the first iterate; its tensors are the kernels' own from here on."""
         self._state = StepArrays(labels, slacks)
         return self._state
 
@@ -132,7 +139,7 @@ class TorchRows:
         first = float(self.weights @ vecdot(product, ratio))
         second = float(self.weights @ vecdot(product, ratio * ratio))
         center = self._summed(self._rows.project(self._rows.relative(1 / y)))
-        self._bend = zeta * ratio * (1 + ratio)
+        self._bend = zeta * (ratio * (1 + ratio)).clamp_max(MOST_BEND)
         bend = self._summed(self._rows.project(self._rows.relative(self._bend)))
         return Prediction(float(low), float(high), first, second, center, bend)
 
@@ -145,11 +152,11 @@ class TorchRows:
         self._dual = target / (y * zeta) + self._bend / zeta - 1 - self._primal
         return Extents(float(self._primal.min()), float(self._dual.min()))
 
-    def advance(self, length: float) -> StepArrays:
-        """Take a step of the given length along the corrected direction."""
+    def advance(self, primal: float, dual: float) -> StepArrays:
+        """Take steps of these lengths along the corrected direction, in the labels and slacks."""
         y, zeta = self._state
-        y = y * (1 + length * self._primal)
-        zeta = zeta * (1 + length * self._dual)
+        y = y * (1 + primal * self._primal)
+        zeta = zeta * (1 + dual * self._dual)
         self._state = StepArrays(y / y.sum(1, keepdim=True), zeta)
         return self._state
 
