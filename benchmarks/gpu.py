@@ -134,11 +134,11 @@ def pass_times(
     sweeper = em_sweeper(backend, probs, weights, labels) or TensorSweep(probs, weights, labels)
     yield "sweep", seconds(lambda: sweeper.sweep(np.full(classes, 100.0), 1e-4), device)
     kernels = row_kernels(backend, probs, weights, collision=True)
-    kernels.load(labels, 2 - probs)
+    kernels.load(labels.double(), 2 - probs.double())
     yield "factor", seconds(kernels.factor, device)
     yield "predict", seconds(lambda: kernels.predict(shift), device)
     yield "correct", seconds(lambda: kernels.correct(shift, 1e-3), device)
-    yield "advance", seconds(lambda: kernels.advance(1e-3), device)
+    yield "advance", seconds(lambda: kernels.advance(1e-3, 1e-3), device)
 
 
 def loss_cell(rows: int, classes: int, dtype: torch.dtype, device: torch.device) -> Measured:

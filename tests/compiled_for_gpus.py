@@ -66,11 +66,11 @@ for dtype in (torch.float64, torch.float32):
     TritonSweep(rows, weights, rows).sweep(np.ones(100), 1e-8)
     for collision in (True, False):
         kernels = TritonRows(rows, weights, collision=collision)
-        kernels.load(rows, rows)
+        kernels.load(rows.double(), rows.double())
         kernels.factor()
         kernels.predict(np.zeros(100))
         kernels.correct(np.zeros(100), 0.1)
-        kernels.advance(0.5)
+        kernels.advance(0.5, 0.6)
 for dtype in (torch.float64, torch.float32, torch.bfloat16):
     logits = torch.zeros(3, 5000, dtype=dtype, requires_grad=True)
     computed = torch.promote_types(dtype, torch.float32)

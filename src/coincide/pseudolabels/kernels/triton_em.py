@@ -27,8 +27,8 @@ def _sweep(
     classes = tl.arange(0, tile_classes)
     for tile in range(tl.program_id(0), tl.cdiv(n_rows, tile_rows), tl.num_programs(0)):
         rows, new, exists, here = place(tile, n_rows, n_classes, tile_rows, tile_classes)
-        pk = tl.load(p + here, exists, 0.0)
         yk = tl.load(y + here, exists, 0.0)
+        pk = tl.load(p + here, exists, 0.0).to(yk.dtype)
         scale = tl.load(scales + classes, classes < n_classes, 0.0).to(yk.dtype)
         c = yk * scale[None, :]
         level = 1 + tl.sum(c, 1)[:, None]
@@ -56,7 +56,7 @@ def _sweep(
         share += tl.where(classes[None, :] == leading[:, None], rest, 0.0)
         share /= tl.sum(share, 1)[:, None]
         tl.store(y + here, share, new[:, None] & exists)
-        weight = tl.load(weights + rows, new, 0.0)[:, None]
+        weight = tl.load(weights + rows, new, 0.0).to(yk.dtype)[:, None]
         mean += tl.sum((weight * share).to(tl.float64), 0)
     own = tl.program_id(0) * n_classes + classes
     tl.store(means + own, mean, classes < n_classes)

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from coincide.pseudolabels.kernels.contract import (
+    MOST_BEND,
     Extents,
     Factors,
     Prediction,
@@ -24,6 +25,7 @@ from coincide.pseudolabels.kernels.triton_tiles import Tiles, at, place
 
 # Of a program's partial numbers.
 _LOW, _HIGH, _FIRST, _SECOND = range(4)
+_MOST_BEND = tl.constexpr(MOST_BEND)
 
 
 @triton.jit
@@ -58,6 +60,12 @@ def _project(r, lead, g, d, e, denominator, kappa, total):
 
 
 @triton.jit
+def _bend(ratio):
+    """Return what the corrector takes back of the predictor, in units of ``ζ``."""
+    return tl.minimum(ratio * (1 + ratio), _MOST_BEND)
+
+
+@triton.jit
 def _factor(
     p, y, zeta, weights, scaled_e, scaled_b, pulls, means, numbers, n_rows, n_classes,
     collision: tl.constexpr, tile_rows: tl.constexpr, tile_classes: tl.constexpr,
@@ -70,8 +78,8 @@ def _factor(
         rows, new, exists, here = place(tile, n_rows, n_classes, tile_rows, tile_classes)
         yk = tl.load(y + here, exists, 0.0)
         zk = tl.load(zeta + here, exists, 1.0)
-        pk = tl.load(p + here, exists, 0.0)
-        weight = tl.load(weights + rows, new, 0.0)
+        pk = tl.load(p + here, exists, 0.0).to(yk.dtype)
+        weight = tl.load(weights + rows, new, 0.0).to(yk.dtype)
         lead, g, d, e, denominator, kappa, total = _hessian(pk, yk, zk, exists, collision)
         root = tl.sqrt(weight)[:, None]
         written = new[:, None] & exists
@@ -106,8 +114,8 @@ def _predict(
         rows, new, exists, here = place(tile, n_rows, n_classes, tile_rows, tile_classes)
         yk = tl.load(y + here, exists, 1.0)
         zk = tl.load(zeta + here, exists, 1.0)
-        pk = tl.load(p + here, exists, 0.0)
-        weight = tl.load(weights + rows, new, 0.0)
+        pk = tl.load(p + here, exists, 0.0).to(yk.dtype)
+        weight = tl.load(weights + rows, new, 0.0).to(yk.dtype)
         lead, g, d, e, denominator, kappa, total = _hessian(pk, yk, zk, exists, collision)
         steer = tl.load(shift + classes, classes < n_classes, 0.0).to(yk.dtype)[None, :]
         ratio = _project(g + steer, lead, g, d, e, denominator, kappa, total) / zk
@@ -120,8 +128,7 @@ def _predict(
         second += (weight * tl.sum(product * ratio, 1)).to(tl.float64)
         inward = d * _project(1 / yk, lead, g, d, e, denominator, kappa, total)
         center += tl.sum((weight[:, None] * inward).to(tl.float64), 0)
-        turned = zk * ratio * (1 + ratio)
-        turned = d * _project(turned, lead, g, d, e, denominator, kappa, total)
+        turned = d * _project(zk * _bend(ratio), lead, g, d, e, denominator, kappa, total)
         bend += tl.sum((weight[:, None] * turned).to(tl.float64), 0)
     own = tl.program_id(0) * n_classes + classes
     tl.store(centers + own, center, classes < n_classes)
@@ -136,7 +143,7 @@ def _predict(
 @triton.jit
 def _dual(y, zeta, ratio, primal, target):
     """Return ``Δζ/ζ`` of the corrected direction."""
-    return target / (y * zeta) + ratio * (1 + ratio) - 1 - primal
+    return target / (y * zeta) + _bend(ratio) - 1 - primal
 
 
 @triton.jit
@@ -152,12 +159,12 @@ def _correct(
         _rows, new, exists, here = place(tile, n_rows, n_classes, tile_rows, tile_classes)
         yk = tl.load(y + here, exists, 1.0)
         zk = tl.load(zeta + here, exists, 1.0)
-        pk = tl.load(p + here, exists, 0.0)
+        pk = tl.load(p + here, exists, 0.0).to(yk.dtype)
         ratio = tl.load(ratios + here, exists, 0.0)
         lead, g, d, e, denominator, kappa, total = _hessian(pk, yk, zk, exists, collision)
         steer = tl.load(shift + classes, classes < n_classes, 0.0).to(yk.dtype)[None, :]
         level = tl.load(target).to(yk.dtype)
-        r = g + steer + level / yk + zk * ratio * (1 + ratio)
+        r = g + steer + level / yk + zk * _bend(ratio)
         primal = _project(r, lead, g, d, e, denominator, kappa, total) / zk
         tl.store(primals + here, primal, new[:, None] & exists)
         dual = _dual(yk, zk, ratio, primal, level)
@@ -171,7 +178,7 @@ def _correct(
 
 @triton.jit
 def _advance(
-    y, zeta, target, length, ratios, primals, n_rows, n_classes,
+    y, zeta, target, lengths, ratios, primals, n_rows, n_classes,
     tile_rows: tl.constexpr, tile_classes: tl.constexpr,
 ):  # fmt: skip
     """Step along the corrected direction, in place; the labels' rows sum to 1 again."""
@@ -181,21 +188,20 @@ def _advance(
         zk = tl.load(zeta + here, exists, 1.0)
         ratio = tl.load(ratios + here, exists, 0.0)
         primal = tl.load(primals + here, exists, 0.0)
-        step = tl.load(length).to(yk.dtype)
         dual = _dual(yk, zk, ratio, primal, tl.load(target).to(yk.dtype))
-        moved = tl.where(exists, yk * (1 + step * primal), 0.0)
+        moved = tl.where(exists, yk * (1 + tl.load(lengths).to(yk.dtype) * primal), 0.0)
         written = new[:, None] & exists
         tl.store(y + here, moved / tl.sum(moved, 1)[:, None], written)
-        tl.store(zeta + here, zk * (1 + step * dual), written)
+        tl.store(zeta + here, zk * (1 + tl.load(lengths + 1).to(yk.dtype) * dual), written)
 
 
 class TritonRows:
-    """Row kernels of the interior point on a GPU.
+    """Row kernels of the interior point on a GPU, in the precision of the iterate.
 
     Parameters
     ----------
     rows : Tensor of shape (M, K)
-        Contiguous; K at most 8,192.
+        float32 or float64, contiguous; K at most 8,192.
     weights : Tensor of shape (M,)
     collision : bool
     """
@@ -205,11 +211,11 @@ class TritonRows:
     def __init__(self, rows: Tensor, weights: Tensor, *, collision: bool) -> None:
         self._p, self._weights, self._collision = rows, weights, collision
         self._tiles = Tiles(*rows.shape)
-        self._ratio, self._primal = torch.empty_like(rows), torch.empty_like(rows)
 
     def load(self, labels: Tensor, slacks: Tensor) -> StepArrays:
-        """Take the first iterate; the caller's tensors stay untouched."""
-        self._state = StepArrays(labels.clone(), slacks.clone())
+        """Take the first iterate; its tensors are the kernels' own from here on."""
+        self._state = StepArrays(labels.contiguous(), slacks.contiguous())
+        self._ratio, self._primal = (torch.empty_like(part) for part in self._state)
         return self._state
 
     def factor(self) -> Factors:
@@ -249,7 +255,7 @@ class TritonRows:
     def correct(self, shift: Vector, target: float) -> Extents:
         """Find the corrected direction, centered on ``y ζ = target``."""
         (numbers,) = self._partial(2)
-        self._target = self._number(target)
+        self._target = self._numbers(target)
         _correct[(self._tiles.programs,)](
             self._p, *self._state, self._vector(shift), self._target, self._ratio, self._primal,
             numbers, collision=self._collision, **self._tiles.constants,
@@ -257,10 +263,10 @@ class TritonRows:
         primal, dual = numbers.amin(0).tolist()
         return Extents(primal, dual)
 
-    def advance(self, length: float) -> StepArrays:
-        """Take a step of the given length along the corrected direction."""
+    def advance(self, primal: float, dual: float) -> StepArrays:
+        """Take steps of these lengths along the corrected direction, in the labels and slacks."""
         _advance[(self._tiles.programs,)](
-            *self._state, self._target, self._number(length), self._ratio, self._primal,
+            *self._state, self._target, self._numbers(primal, dual), self._ratio, self._primal,
             **self._tiles.constants,
         )  # fmt: skip
         return self._state
@@ -272,9 +278,9 @@ class TritonRows:
         """Return a K-vector for the kernels; constants are free and cost digits."""
         return torch.from_numpy(shift - shift.max()).to(self._p.device)
 
-    def _number(self, value: float) -> Tensor:
-        """Return a float64 for the kernels: as an argument Triton would make it float32."""
-        return torch.tensor([value], dtype=torch.float64, device=self._p.device)
+    def _numbers(self, *values: float) -> Tensor:
+        """Return float64 numbers for the kernels: of an argument Triton would make a float32."""
+        return torch.tensor(values, dtype=torch.float64, device=self._p.device)
 
 
 def _summed(partial: Tensor) -> Vector:
