@@ -2,10 +2,11 @@
 
 Newton's method climbs the dual (``dual.py``), one unknown a class. Where rows are many to a class
 it converges by itself. Where they are few, jumps of single rows stop it near the optimum, and with
-very few at once; the interior point solves for the entries that can still matter
-(``working_set.py``). Each of its solutions is certified on all rows. What the certificate leaves
+very few at once; when its steps no longer pay (``pace.py``), the interior point starts from what
+they have found and solves for the entries that can still matter (``working_set.py``), or for all
+where these are few. Each of its solutions is certified on all rows. What the certificate leaves
 open, the next working set closes: it keeps what is in use or still near, adds what has come near
-the better multipliers, and goes on from the last iterate (column generation).
+the better multipliers, and goes on from the last labels (column generation).
 """
 
 from __future__ import annotations
@@ -17,74 +18,85 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coincide.pseudolabels.dual import Ascent, Point, answer_labels, evaluate
+from coincide.pseudolabels.dual import Ascent, Point, answer_labels, evaluate, newton_change
 from coincide.pseudolabels.interior_point import InteriorPoint, InteriorPointState
 from coincide.pseudolabels.kernels import RowMinimizers, row_minimizers
 from coincide.pseudolabels.objectives import Vector
+from coincide.pseudolabels.pace import Pace, pace_of
 from coincide.pseudolabels.problem import Certificate, Problem, certify
 from coincide.pseudolabels.working_set import (
     WorkingSet,
-    carry_over,
     first_working_set,
     next_working_set,
+    start_near,
 )
 
 _MOST_CLASSES = 10_000
-_PATIENCE = 8  # Newton steps in which the gap must fall to a tenth, or the dual rise clearly
-_CLEARLY = 1e-2
+_FAR = 0.05  # share of the mass in the wrong class, from which equal multipliers are better
 _MOST_SLACK = 8.0
-_SMALL = 20_000  # entries: up to here the interior point on all is as quick as choosing some
-_FEW_ROWS = 10  # to a class: with no more of them Newton's steps gain nothing
-_SPARE = 8.0  # rows a class then chooses from at first, beyond those it asks for, times their root
-_CANDIDATES_OF_FEW = 14  # that a row then chooses at most
-_CANDIDATES = 4  # otherwise; and in both cases as many more in every round as _MORE_CANDIDATES
+_REACH = 2.0  # slack of the first working set, in units of the multipliers' last change
+_NEAR = 0.2  # slack of the next ones, at most
+_PROGRESS = 0.5  # of the certified gap: where a set leaves more of it,
+_WIDER = 4.0  # the slack is so many times as large from then on
+_SPARE = 8.0  # rows that a class chooses from beside those it asks for, for each of them misplaced
+_CANDIDATES = 4  # that a row chooses at most, and as many more in every round as the following
 _MORE_CANDIDATES = 2
 _MOST_ROUNDS = 12
-_REACH = 2.0  # slack of a working set, in units of the multipliers' last change
-_SHARE_OF_TOL = 0.25  # that the interior point may leave on the last working set
-_SHARE_OF_GAP = 0.1  # of the certified gap, that it may leave on the next
-_FIRST_AIM = 1e-3  # what it may leave where nothing is known of the multipliers yet
+_SHARE_OF_SLOPE = 0.2  # complementarity of the first iterate, for the mass in the wrong class
+_SHARE_ON_CANDIDATES = 0.05  # the same where some classes are candidates more often than others
+_FIRST_AIM = 1e-3  # gap that the interior point may leave on the first working set
+_SHARE_OF_GAP = 0.1  # of the certified gap, that it may leave next
+_SHARE_OF_TOL = 0.25  # that it may leave in the end
+_MOSTLY_OWN = 3.0  # times the interior point's own gap: up to here the working set is good
 _LEAST_STEPS = 3  # on a working set, before the gap that it expects is believed
+_MOST_STEPS = 100  # on it
 
 
 @dataclass
 class ActiveSetState:
     """Newton's ascent, and from some point on the interior point on a working set.
 
-    ``goal`` is the gap that renews the patience with Newton's steps, ``few`` says that there are
-    too few rows for any. ``rounds`` counts the working sets and ``steps`` those on the last, which
-    is chosen around ``center`` and solved to a gap of ``aim``. ``bound`` is the best so far.
+    ``ascent`` is missing where the interior point starts at once. ``rounds`` counts the working
+    sets and ``steps`` those on the last, which is solved to a gap of ``aim``; the next has a slack
+    of at most ``near``. ``bound`` is the best so far, ``certified`` the certificate of the last
+    labels where it is known.
     """
 
     problem: Problem
     search: RowMinimizers
     tol: float
-    ascent: Ascent
-    goal: float
-    expected_gap: float
-    patience: int
-    few: bool
-    aim: float
+    pace: Pace
+    ascent: Ascent | None = None
+    expected_gap: float = float("inf")
+    aim: float = 0.0
+    near: float = _NEAR
     rounds: int = 0
     steps: int = 0
-    center: Vector | None = None
     working: Problem | None = None
     interior: InteriorPointState | None = None
     bound: float = float("-inf")
+    certified: Certificate | None = None
     stalled: bool = False
 
     @property
     def multipliers(self) -> Vector:
         """The last multipliers."""
-        return self.ascent.trial.multipliers if self.interior is None else self.interior.multipliers
+        return self.trial.multipliers if self.interior is None else self.interior.multipliers
+
+    @property
+    def trial(self) -> Point:
+        """The last point of the ascent."""
+        assert self.ascent is not None
+        return self.ascent.trial
 
     @property
     def certificate(self) -> Certificate:
         """The objective of the last labels, before rounding to their type, and the bound."""
         if self.interior is None:
-            trial = self.ascent.trial
-            return Certificate(trial.value + trial.gap, trial.value)
+            return Certificate(self.trial.value + self.trial.gap, self.trial.value)
         assert self.working is not None
+        if self.certified is not None:
+            return self.certified
         if isinstance(self.working, WorkingSet):
             return Certificate(self.working.value(self.interior.labels), self.bound)
         return certify(self.working, self.interior.labels, self.interior.multipliers)
@@ -93,7 +105,7 @@ class ActiveSetState:
     def labels(self) -> Tensor:
         """The last labels, ``(M, K)``."""
         if self.interior is None:
-            return answer_labels(self.problem, self.ascent.trial)
+            return answer_labels(self.problem, self.trial)
         if isinstance(self.working, WorkingSet):
             return self.working.expand(self.interior.labels, self.problem.probs.dtype)
         return self.interior.labels.to(self.problem.probs)
@@ -120,109 +132,143 @@ class ActiveSet:
                 f" more than {_MOST_CLASSES:,}. Take 'projected-gradient', or 'em' for 'cce+'."
             )
         search = row_minimizers(problem.backend, problem.probs)
-        ascent = Ascent(problem, search, _first_multipliers(problem, labels))
-        gap = ascent.trial.gap
-        (rows,) = problem.summed(np.array(float(len(problem.probs))))
-        few = bool(_SMALL < rows * classes <= _FEW_ROWS * classes**2)
-        patience, aim = (0, _FIRST_AIM) if few else (_PATIENCE, 0.0)
-        aim = max(aim, _SHARE_OF_TOL * tol)
-        return ActiveSetState(problem, search, tol, ascent, gap / 10, gap, patience, few, aim)
+        state = ActiveSetState(problem, search, tol, pace_of(problem, tol))
+        proposed = _proposed(problem, labels)
+        if proposed is not None or not state.pace.tiny:
+            state.ascent = _first_ascent(state, proposed)
+            state.expected_gap = state.trial.gap
+            state.pace.start(state.ascent.point.off)
+        if state.pace.tiny and not state.pace.climbs and not state.expected_gap <= tol:
+            state.working, state.aim = problem.to(torch.float64), _SHARE_OF_TOL * tol
+            state.interior = InteriorPoint().start(state.working, None, state.aim)
+        return state
 
     def step(self, problem: Problem, state: ActiveSetState) -> ActiveSetState:
         """Take one Newton step, or one step of the interior point."""
-        if state.interior is None and state.patience > 0:
-            return _climb(state)
-        if state.interior is None:
-            highest = state.ascent.point
-            state.bound = highest.value
-            point = evaluate(problem, state.search, highest.multipliers)
-            _open(state, point, _REACH * state.ascent.reach)
+        if state.interior is not None:
+            return _solve(state)
+        assert state.ascent is not None
+        if state.pace.climbs:
+            state.expected_gap = state.ascent.step().gap
+            state.pace.judge(state.ascent.point.off)
+            return state
+        point = state.ascent.highest()
+        state.bound = point.value
+        if not state.pace.whole and point.off > _FAR:
+            point = evaluate(problem, state.search, problem.multipliers(problem.prior))
+        gap = _SHARE_OF_GAP * state.expected_gap
+        state.aim = max(_SHARE_OF_TOL * state.tol, min(_FIRST_AIM, gap))
+        _open(state, point)
         return _solve(state)
 
 
-def _first_multipliers(problem: Problem, labels: Tensor | None) -> Vector:
-    if problem.guess is not None and problem.bounded_by(problem.guess):
-        return problem.guess
+def _proposed(problem: Problem, labels: Tensor | None) -> Vector | None:
+    """Return the guess, or what labels propose, if it is of any use."""
+    proposed = problem.guess
+    if proposed is None and labels is not None:
+        proposed = problem.multipliers(problem.mean_label(labels))
+    usable = proposed is not None and np.isfinite(proposed).all() and problem.bounded_by(proposed)
+    return proposed if usable else None
+
+
+def _first_ascent(state: ActiveSetState, proposed: Vector | None) -> Ascent:
+    """Start at the multipliers proposed, or at the prior's where these are higher.
+
+    Labels far from the optimum, and the multipliers of few other rows, are worse than none.
+    """
+    problem, search = state.problem, state.search
     indifferent = problem.multipliers(problem.prior)
-    if labels is None:
-        return indifferent
-    proposed = problem.multipliers(problem.mean_label(labels))
-    # Labels far from the optimum propose multipliers that are worse than none.
-    if not np.isfinite(proposed).all():
-        return indifferent
-    return max(proposed, indifferent, key=problem.lower_bound)
+    if proposed is not None:
+        ascent = Ascent(problem, search, proposed)
+        point = ascent.point
+        # The dual is concave: it is no higher there unless it rises on the way.
+        rises = point.gap > state.tol and float(point.slope @ (indifferent - proposed)) > 0
+        if state.pace.tiny or not rises or problem.lower_bound(indifferent) <= point.value:
+            return ascent
+    return Ascent(problem, search, indifferent)
 
 
-def _climb(state: ActiveSetState) -> ActiveSetState:
-    before = state.ascent.point.value
-    trial = state.ascent.step()
-    state.expected_gap = trial.gap
-    state.patience -= 1
-    if trial.value > before + _CLEARLY:
-        state.patience = _PATIENCE
-    if trial.gap < state.goal:
-        state.goal, state.patience = trial.gap / 10, _PATIENCE
-    return state
-
-
-def _open(state: ActiveSetState, point: Point, slack: float) -> None:
-    """Open the next working set and go on there; in the end, start on all classes."""
-    last, before = state.working, state.interior
-    working = _choose(state, point, slack)
-    state.center, state.steps = point.multipliers, 0
-    if working is None:
-        state.working = state.problem.to(torch.float64)
-        state.interior = InteriorPoint().start(state.working, None, _SHARE_OF_TOL * state.tol)
-        return
-    state.working = working
-    if isinstance(last, WorkingSet) and before is not None and np.isfinite(state.expected_gap):
-        gap = max(state.expected_gap, before.expected_gap)
-        target = gap / (before.mass * before.labels.shape[1])
-        arrays = carry_over(last, before.arrays, working, before.multipliers, target)
-        kernels = working.kernels()
-        state.interior = InteriorPointState(
-            kernels.load(*arrays), before.level, before.relative, kernels, state.aim, working.mass()
-        )
-    else:
-        state.interior = InteriorPoint().start(working, None, state.aim)
-
-
-def _choose(state: ActiveSetState, point: Point, slack: float) -> WorkingSet | None:
-    """Return a working set, or None where all classes are as quick or have to be tried."""
-    (entries,) = state.problem.summed(np.array(float(state.problem.probs.numel())))
-    state.rounds += 1
-    if entries <= _SMALL or state.rounds > _MOST_ROUNDS:
-        return None
-    most = (_CANDIDATES_OF_FEW if state.few else _CANDIDATES) + _MORE_CANDIDATES * state.rounds
-    slack = min(slack, _MOST_SLACK)
+def _open(state: ActiveSetState, point: Point) -> None:
+    """Open the next working set, or in the end all classes, with an iterate near the point."""
+    last = None
     if isinstance(state.working, WorkingSet) and state.interior is not None:
-        kept = state.working.candidates(state.interior.labels)
-        working = next_working_set(state.problem, point, slack, most, kept)
+        last = state.working, state.interior.labels
+    chosen = _choose(state, point, last)
+    if chosen is None:
+        last, state.aim = None, _SHARE_OF_TOL * state.tol
+    working = state.problem.to(torch.float64) if chosen is None else chosen
+    width = working.probs.shape[1]
+    if last is not None and np.isfinite(state.expected_gap):
+        target = state.expected_gap / (last[0].mass() * last[1].shape[1])
     else:
-        working = first_working_set(
-            state.problem, point, slack, most, _SPARE if state.few else None
-        )
+        even = state.pace.whole or np.ptp(point.multipliers) == 0
+        share = _SHARE_OF_SLOPE if even else _SHARE_ON_CANDIDATES
+        target = share * point.off
+    arrays = start_near(state.problem, working, point, max(target, state.aim / width), last)
+    kernels = working.kernels()
+    state.working, state.steps = working, 0
+    state.interior = InteriorPointState(
+        kernels.load(*arrays), 0.0, point.multipliers, kernels, state.aim, working.mass()
+    )
+    state.interior.set_multipliers(0.0, point.multipliers)
+
+
+def _choose(
+    state: ActiveSetState, point: Point, last: tuple[WorkingSet, Tensor] | None
+) -> WorkingSet | None:
+    """Return a working set, or None where all classes are as quick or have to be tried."""
+    state.rounds += 1
+    if state.pace.whole or state.rounds > _MOST_ROUNDS:
+        return None
+    most = _CANDIDATES + _MORE_CANDIDATES * state.rounds
+    if last is None:
+        assert state.ascent is not None
+        near = point is state.ascent.trial
+        slack = min(_REACH * state.ascent.reach, _MOST_SLACK) if near else _MOST_SLACK
+        working = first_working_set(state.problem, point, slack, most, _SPARE)
+    else:
+        slack = min(float(np.abs(newton_change(point.curvature, point.slope)).max()), state.near)
+        kept = last[0].candidates(last[1])
+        working = next_working_set(state.problem, point, slack, most, kept)
     return working if working.can_move else None
 
 
 def _solve(state: ActiveSetState) -> ActiveSetState:
-    """Step on the working set; once it is solved, certify on all rows or open another."""
+    """Take a step of the interior point; certify where it is done, and see what is left to do."""
     assert state.interior is not None
     assert state.working is not None
-    assert state.center is not None
     interior = state.interior = InteriorPoint().step(state.working, state.interior)
     state.steps += 1
-    if not isinstance(state.working, WorkingSet):
-        state.expected_gap, state.stalled = interior.expected_gap, interior.stalled
-        return state
-    solved = state.steps >= _LEAST_STEPS and interior.expected_gap <= state.aim
-    if not solved and not interior.stalled:
-        return state
+    state.certified = None
+    if isinstance(state.working, WorkingSet):
+        solved = state.steps >= _LEAST_STEPS and interior.expected_gap <= state.aim
+        ends = solved or interior.stalled or state.steps >= _MOST_STEPS
+        return _price(state, state.working) if ends else state
+    state.expected_gap, state.stalled = interior.expected_gap, interior.stalled
+    # At first, what it expects leaves out that its multipliers do not fit its labels yet.
+    if state.steps < _LEAST_STEPS and interior.expected_gap <= state.tol:
+        state.certified = certify(state.working, interior.labels, interior.multipliers)
+        state.expected_gap = state.certified.gap
+    return state
+
+
+def _price(state: ActiveSetState, working: WorkingSet) -> ActiveSetState:
+    """Certify a working set's labels on all rows; go on with it while it is good, else open one."""
+    assert state.interior is not None
+    interior = state.interior
     point = evaluate(state.problem, state.search, interior.multipliers)
     state.bound = max(state.bound, point.value)
-    state.expected_gap = state.working.value(interior.labels) - state.bound
-    if not state.expected_gap <= state.tol:
-        if np.isfinite(state.expected_gap):
-            state.aim = max(_SHARE_OF_TOL * state.tol, _SHARE_OF_GAP * state.expected_gap)
-        _open(state, point, _REACH * float(np.abs(point.multipliers - state.center).max()))
+    before, gap = state.expected_gap, working.value(interior.labels) - state.bound
+    state.expected_gap = gap
+    if gap <= state.tol:
+        return state
+    if np.isfinite(gap):
+        state.aim = max(_SHARE_OF_TOL * state.tol, _SHARE_OF_GAP * gap)
+    usable = not interior.stalled and state.steps < _MOST_STEPS
+    if usable and gap <= _MOSTLY_OWN * interior.expected_gap:
+        interior.tol = state.aim
+    else:
+        if not gap <= _PROGRESS * before:
+            state.near = min(_WIDER * state.near, _MOST_SLACK)
+        _open(state, point)
     return state

@@ -26,7 +26,7 @@ import torch
 from scipy.linalg import lapack
 from torch import Tensor
 
-from coincide.pseudolabels.kernels import Minimizers, RowMinimizers
+from coincide.pseudolabels.kernels import Minimizers, RowMinimizers, near_candidates
 from coincide.pseudolabels.kernels.blas import one_blas_thread
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Problem
@@ -36,7 +36,10 @@ _TAKEN = 1e-3  # least rise of the dual, relative to the model's, for a step to 
 _TRUSTED = 0.5  # rise that says the model is right
 _EXPLAINED = 0.8  # of the change of the slope, by the curvature at the new point alone
 _LEAST_DAMPING, _FIRST_DAMPING, _MORE_DAMPING, _LESS_DAMPING = 1e-3, 0.15, 3.0, 0.25
+_TURNING = 0.35  # multipliers' change over which the first curvature is the mean
 _LONGEST = 2.0  # a multiplier's change that turns most rows over
+_SHORTER, _LONGER = 0.5, 2.0  # after a step that failed, and after one that went as expected
+_TINY = 1e-300
 _RIDGE = 1e-12
 _ROUNDING = 1e-14
 
@@ -51,6 +54,11 @@ class Point:
     curvature: Vector
     gap: float
     rows: Minimizers
+
+    @property
+    def off(self) -> float:
+        """How much mass the classes have too much or too little, in all."""
+        return float(np.abs(self.slope).sum())
 
 
 class Ascent:
@@ -70,14 +78,17 @@ class Ascent:
         self._problem, self._search = problem, search
         self.point = self.trial = evaluate(problem, search, multipliers)
         self.reach = float("inf")
-        self._model = self.point.curvature
+        self._model: Vector | None = None
         self._damping = 0.0
+        self._longest = _LONGEST
 
     def step(self) -> Point:
         """Try a Newton step; take it where the dual rises, else damp the next."""
         point, model = self.point, self._model
-        change = _newton_change(model, point.slope, self._damping)
-        change *= min(1.0, _LONGEST / np.abs(change).max(initial=_LONGEST))
+        if model is None:
+            model = point.curvature + _turning(self._problem, point)
+        change = newton_change(model, point.slope, self._damping)
+        change *= min(1.0, self._longest / max(float(np.abs(change).max()), _TINY))
         while not self._problem.bounded_by(point.multipliers + change):
             change /= 2
         trial = evaluate(self._problem, self._search, point.multipliers + change)
@@ -87,9 +98,19 @@ class Ascent:
         self._damping = _next_damping(self._damping, risen)
         self._model = _next_model(model, point, trial, trusted=risen > _TRUSTED)
         self.trial, self.reach = trial, float(np.abs(change).max())
+        if risen <= _TAKEN:
+            self._longest = _SHORTER * self.reach
+        elif risen > _TRUSTED:
+            self._longest = min(_LONGEST, max(self._longest, _LONGER * self.reach))
         if risen > _TAKEN:
             self.point = trial
         return trial
+
+    def highest(self) -> Point:
+        """Return the highest point, its rows' answer too."""
+        if self.trial is not self.point:
+            self.trial = evaluate(self._problem, self._search, self.point.multipliers)
+        return self.trial
 
 
 def evaluate(problem: Problem, search: RowMinimizers, multipliers: Vector) -> Point:
@@ -99,15 +120,7 @@ def evaluate(problem: Problem, search: RowMinimizers, multipliers: Vector) -> Po
     """
     coupling, prior, fairness = problem.objective.coupling, problem.prior, problem.fairness
     rows = search.minimize(multipliers)
-    weights = problem.weights.double()
-    classes = len(multipliers)
-    answer = torch.bincount(rows.steep, weights * rows.share, classes)
-    answer += torch.bincount(rows.flat, weights * (1 - rows.share), classes)
-    free, split, own_value = problem.summed(
-        answer.double().cpu().numpy(),
-        _split_mass(rows, weights, classes),
-        (weights @ rows.values).cpu().numpy(),
-    )
+    free, split, own_value = problem.summed(*_sums(rows, problem.weights.double(), len(prior)))
     mean_label = free + problem.held
     conjugate = coupling.conjugate(multipliers, prior, fairness)
     value = float(own_value) - float(multipliers @ problem.held) - conjugate
@@ -115,7 +128,8 @@ def evaluate(problem: Problem, search: RowMinimizers, multipliers: Vector) -> Po
         multipliers=multipliers,
         value=value + problem.held_loss,
         slope=coupling.proposal(multipliers, prior, fairness) - mean_label,
-        curvature=coupling.stiffness(multipliers, prior, fairness) + _laplacian(split, multipliers),
+        curvature=_laplacian(split, (multipliers - multipliers[:, None]) ** 2)
+        + coupling.stiffness(multipliers, prior, fairness),
         gap=coupling.value(mean_label, prior, fairness)
         + float(multipliers @ mean_label)
         + conjugate,
@@ -131,38 +145,70 @@ def answer_labels(problem: Problem, point: Point) -> Tensor:
     return labels.scatter_add_(1, rows.steep[:, None], rows.share[:, None].to(labels))
 
 
-def _split_mass(rows: Minimizers, weights: Tensor, classes: int) -> Vector:
-    """Return the weight of the rows split between every two classes, ``(K, K)``."""
-    split = (rows.share > 0) & (rows.share < 1)
-    edges = rows.steep[split] * classes + rows.flat[split]
-    counted = torch.bincount(edges, weights[split], classes**2).double().cpu().numpy()
-    mass: Vector = counted.reshape(classes, classes)
-    return mass
+def _sums(rows: Minimizers, weights: Tensor, classes: int) -> tuple[Vector, Vector, Vector]:
+    """Return the rows' mean label, the weight split between every two classes, the mean value."""
+    steep, share = rows.steep, rows.share
+    on_steep = weights * share
+    answer = torch.bincount(steep, on_steep, classes)
+    answer += torch.bincount(rows.flat, weights - on_steep, classes)
+    split = torch.where((share > 0) & (share < 1), weights, 0.0)
+    edges = torch.bincount(torch.add(rows.flat, steep, alpha=classes), split, classes**2)
+    return (
+        answer.cpu().numpy(),
+        edges.cpu().numpy().reshape(classes, classes),
+        (weights @ rows.values).cpu().numpy(),
+    )
 
 
-def _laplacian(mass: Vector, multipliers: Vector) -> Vector:
-    """Return the derivative of the mean label by ``w``: edges of weight ``mass/(w_k - w_l)²``."""
-    apart = multipliers - multipliers[:, None]
-    graph = np.divide(mass, apart**2, out=np.zeros_like(mass), where=mass > 0)
-    graph += graph.T
-    laplacian: Vector = np.diag(graph.sum(1)) - graph
+def _laplacian(mass: Vector, widths: Vector | float) -> Vector:
+    """Return the curvature of a graph of the classes with edges of weight ``mass/widths``."""
+    graph = mass / np.where(mass > 0, widths, 1.0)
+    graph = graph + graph.T
+    laplacian: Vector = -graph
+    laplacian.flat[:: len(mass) + 1] += graph.sum(1)
     return laplacian
 
 
-def _newton_change(model: Vector, slope: Vector, damping: float) -> Vector:
+def _turning(problem: Problem, point: Point) -> Vector:
+    """Return the mean curvature over some way from multipliers where all rows are on one class.
+
+    Equal multipliers split no row, so the curvature there is none of the rows'. But a row whose
+    second line is near turns over when the multipliers have moved by as much.
+    """
+    if np.ptp(point.multipliers) > 0:
+        return np.zeros_like(point.curvature)
+    size = len(point.multipliers)
+    mass = np.zeros((size, size))
+    if len(problem.probs):
+        rows, classes = near_candidates(
+            problem.backend,
+            problem.probs,
+            point.multipliers,
+            point.rows,
+            slack=_TURNING,
+            most=2,
+        )
+        edges = torch.add(classes[:, -1], classes[:, 0], alpha=size)
+        counted = torch.bincount(edges, problem.weights[rows].double(), size**2)
+        mass = counted.cpu().numpy().reshape(size, size)
+    return _laplacian(problem.summed(mass)[0], _TURNING)
+
+
+def newton_change(model: Vector, slope: Vector, damping: float = 0.0) -> Vector:
     """Solve the damped Newton system over the classes that can move."""
-    diagonal = np.diag(model)
+    diagonal = model.diagonal()
     moving = diagonal > 0
-    if not moving.any():
-        return np.zeros_like(slope)
-    system = model[np.ix_(moving, moving)]
-    own = diagonal[moving]
-    system.flat[:: len(own) + 1] += damping * own + _RIDGE * own.max()
-    change = np.zeros_like(slope)
-    with one_blas_thread(len(own)):
-        _, found, info = lapack.dposv(system, slope[moving])
-    change[moving] = found if info == 0 else slope[moving] / own
-    return change
+    if not moving.all():
+        change = np.zeros_like(slope)
+        if moving.any():
+            part = model[np.ix_(moving, moving)]
+            change[moving] = newton_change(part, slope[moving], damping)
+        return change
+    system = model.copy()
+    system.flat[:: len(slope) + 1] += damping * diagonal + _RIDGE * diagonal.max()
+    with one_blas_thread(len(slope)):
+        _, change, info = lapack.dposv(system, slope, overwrite_a=1)
+    return change if info == 0 else slope / diagonal
 
 
 def _next_damping(damping: float, risen: float) -> float:

@@ -39,6 +39,7 @@ from coincide.pseudolabels.problem import Problem, row_parts
 _MOST_CLASSES = 10_000
 _TO_BOUNDARY = 0.995
 _CENTERING_POWER = 3
+_MOST_CENTERING = 0.4  # more, and steps that center and steps that advance can go in circles
 _SHARE_OF_TOL = 0.1
 _ROUNDING = 1e-12  # of the gap, for each unit of fairness
 _FIRST_GAP = 5.0  # of the first iterate
@@ -149,7 +150,7 @@ class InteriorPoint:
         ahead = (1 - dual) * now + (primal - dual - primal * dual) * affine.first
         ahead -= primal * dual * affine.second
         mean = now / (arrays.y.shape[1] * state.mass)
-        target = mean * min(1.0, max(ahead / now, 0.0)) ** _CENTERING_POWER
+        target = mean * min(_MOST_CENTERING, max(ahead / now, 0.0) ** _CENTERING_POWER)
         # Closer to the boundary than the tolerance asks, rounding would be all that moves.
         floor = max(_SHARE_OF_TOL * state.tol, _ROUNDING * (1 + problem.fairness))
         target = max(target, floor / arrays.y.shape[1])

@@ -127,7 +127,7 @@ def solve_pseudo_labels(
         Class ids of the rows whose label is held at the truth; -1 elsewhere.
     init : array or tensor of shape (M, K), or PseudoLabels, optional
         Labels to start from. The result for similar predictions also brings its multipliers,
-        with which ``"active-set"`` starts close to the end.
+        with which ``"active-set"`` starts close to the end where rows are many to a class.
     tol : float
         Stop at a certified gap of ``tol · max(1, |objective|)``.
     max_iter : int, optional

@@ -6,7 +6,8 @@ the row's envelope at the row's best ``t``. Rows with one candidate are settled;
 theirs, and the interior point solves for those entries alone.
 
 Where rows are few to a class, no set is right at once. Two things keep one from misleading the
-next: every class has enough rows to choose from, and what was in use or is near stays in.
+next: every class has enough rows to choose from, and what was in use or is near stays in. The
+interior point starts on each near what is known by then: the rows' answer, or the last labels.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ from coincide.pseudolabels.problem import Problem
 _MOST_ADDED = 32  # candidates of a row beside its nearest
 _USED = 1e-3  # a label from here on keeps its class a candidate
 _BISECTIONS = 50
-_BLEND = 1e-3  # of uniform labels, so that no coincidence is 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ class WorkingSet(Problem):
 
 
 def first_working_set(
-    problem: Problem, point: Point, slack: float, most: int, spare: float | None = None
+    problem: Problem, point: Point, slack: float, most: int, spare: float = 0.0
 ) -> WorkingSet:
     """Return the rows with a second class within ``slack`` of their envelope, and those classes.
 
@@ -128,7 +128,7 @@ def first_working_set(
     most : int
         Candidates that a row chooses: the nearest.
     spare : float, optional
-        Let every class choose: as many rows as it asks for, and this times their root.
+        How many more rows than it asks for a class needs, for each row that is in the wrong class.
     """
     settled, rows, classes = _nearest_to_rows(problem, point, slack, most)
     counts = _wanted_rows(problem, point, (settled, rows, classes), spare)
@@ -174,61 +174,66 @@ def _widest(problem: Problem, width: int) -> int:
     return width if problem.sums is None else int(-problem.sums.least(-width))
 
 
-def carry_over(
-    last: WorkingSet, arrays: StepArrays, working: WorkingSet, multipliers: Vector, target: float
+def start_near(
+    problem: Problem,
+    working: Problem,
+    point: Point,
+    target: float,
+    last: tuple[WorkingSet, Tensor] | None = None,
 ) -> StepArrays:
-    """Return the iterate on a new working set that goes on from the iterate on the last.
+    """Return an iterate of the interior point near a point of the dual.
 
-    What is new gets as slack how far its line lies below the row's level. Complementarity rises to
-    ``target`` where it is smaller: an iterate closer to the boundary than to the optimum of the
-    new set would hardly move.
+    Its slacks are how far the lines lie below the rows' envelopes, its labels those of the rows'
+    answer, or the last ones: they hold the balance of the classes better. Both rise as far as
+    ``y ζ >= target`` asks: an iterate closer to the boundary than to the optimum would hardly move.
 
     Parameters
     ----------
-    last, working : WorkingSet
-        Of the same problem.
-    arrays : StepArrays
-        The iterate on the last one.
-    multipliers : array of shape (K,)
+    problem : Problem
+        The problem of the point.
+    working : Problem
+        The same problem in float64, or a working set of it.
+    point : Point
     target : float
         For every ``y ζ``.
+    last : (WorkingSet, Tensor of shape (R, C)), optional
+        Another working set and its labels.
     """
-    labels, slacks = _look_up(last, arrays, working, target)
-    new = slacks == 0
-    inside = torch.lerp(labels, working.uniform_labels(), _BLEND)
-    lines = working.descent(inside) + working.at_rows(multipliers - multipliers.max())
-    level = (labels * (lines + slacks)).sum(1, keepdim=True) / labels.sum(1, keepdim=True)
-    slacks = torch.where(new, (level - lines).clamp_min(target**0.5), slacks)
-    labels = torch.where(new, target / slacks, labels)
-    basic = labels > slacks
-    slacks = torch.where(basic, torch.maximum(slacks, target / labels), slacks)
-    labels = torch.where(basic, labels, torch.maximum(labels, target / slacks))
-    return StepArrays(labels / labels.sum(1, keepdim=True), slacks)
+    if isinstance(working, WorkingSet):
+        rows, classes = working.rows[:, None], working.classes
+    else:
+        rows, classes = (
+            torch.arange(size, device=working.probs.device) for size in working.probs.shape
+        )
+        rows, classes = rows[:, None], classes[None]
+    steep, flat, share = (part[rows] for part in point.rows[1:])
+    probs = problem.probs
+    coincidence = share * probs[rows, steep] + (1 - share) * probs[rows, flat]
+    lines = working.probs / coincidence
+    lines += working.at_rows(point.multipliers - point.multipliers.max())
+    slacks = lines.amax(1, keepdim=True) - lines
+    if last is None:
+        labels = share * (classes == steep) + (1 - share) * (classes == flat)
+    else:
+        labels = _look_up(*last, rows[:, 0], classes)
+    labels = torch.maximum(labels, target / slacks.clamp_min(target**0.5))
+    labels /= labels.sum(1, keepdim=True)
+    return StepArrays(labels, torch.maximum(slacks, target / labels))
 
 
-def _look_up(
-    last: WorkingSet, arrays: StepArrays, working: WorkingSet, target: float
-) -> tuple[Tensor, Tensor]:
-    """Return the last labels and slacks of the candidates; 0 for those that had none."""
-    n_classes = len(last.prior)
-    alone = last.closed.nonzero().squeeze(1)
-    keys, order = torch.cat(
-        (
-            (last.rows[:, None] * n_classes + last.classes).flatten(),
-            alone * n_classes + last.settled[alone],
-        )
-    ).sort()
-    ones = torch.ones_like(alone, dtype=torch.float64)
-    values = torch.stack(
-        (
-            torch.cat((arrays.y.flatten(), ones)),
-            torch.cat((arrays.zeta.flatten(), target * ones)),
-        )
-    )[:, order]
-    wanted = working.rows[:, None] * n_classes + working.classes
-    place = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)
-    labels, slacks = torch.where(keys[place] == wanted, values[:, place], 0.0)
-    return labels, slacks
+def _look_up(last: WorkingSet, labels: Tensor, rows: Tensor, classes: Tensor) -> Tensor:
+    """Return the labels on a working set at other candidates; 0 for those that had none."""
+    place = torch.full_like(last.settled, -1)
+    place[last.rows] = torch.arange(len(last.rows), device=place.device)
+    place = place[rows]
+    opened = place >= 0
+    wanted, known, values = classes[opened], last.classes[place[opened]], labels[place[opened]]
+    found = (classes == last.settled[rows, None]).to(labels)
+    kept = torch.zeros_like(wanted, dtype=labels.dtype)
+    for same, value in zip(known.T, values.T, strict=True):
+        kept += torch.where(wanted == same[:, None], value[:, None], 0.0)
+    found[opened] = kept
+    return found
 
 
 def _nearest(
@@ -273,10 +278,9 @@ def _wanted_rows(
     row = size[0] / size[1]
     asked = problem.objective.coupling.proposal(point.multipliers, problem.prior, problem.fairness)
     wanted = np.maximum(asked - problem.held, 0)
+    misplaced = np.abs(point.slope)
+    wanted += spare * (misplaced + misplaced.mean()) / 2
     enough = (held + reached >= wanted) & ((reached > 0) | (problem.prior == 0))
-    if spare is not None:
-        wanted += spare * np.sqrt(wanted * row)
-        enough = problem.prior == 0
     # At least one that is not settled in the class.
     return np.where(enough, 0, np.maximum(np.ceil(wanted / row), rows_held + 1))
 

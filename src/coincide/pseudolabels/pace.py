@@ -1,0 +1,100 @@
+"""Whether Newton's steps on the dual pay, beside the steps of the interior point.
+
+A Newton step reads the predictions once; a step of the interior point works on all that it is
+given. Which is cheaper in the end follows from three things. How much they cost each. What is left
+to the interior point: the smaller the slope of the dual, the closer to its end it starts, by so
+many steps for every tenth. And whether Newton's steps can converge by themselves: with few rows
+the jumps of single ones stop them at a gap that the sizes foretell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, log10
+
+import numpy as np
+
+from coincide.pseudolabels.problem import Problem
+
+_SMALL = 10_000  # entries: up to here the interior point on all is as quick as choosing some
+_MANY_CLASSES = 4  # to a row: no few candidates would do, and the K×K system costs the most
+_TINY = 5_000  # up to here nothing that could be known before it starts is worth its cost
+_ENTRIES = 10_000.0  # for which a step of the interior point on all costs two of Newton's
+_CHEAP = 0.55  # price of Newton's steps up to which they are tried whatever is asked
+_VERY_FEW_ROWS = 4  # to a class: with no more of them Newton's steps gain nothing
+_FEW_ROWS = 10  # with no more of them they gain less than a working set from equal multipliers
+_NEARLY_RIGHT = 0.05  # share of the mass in the wrong class, up to which they are tried, too
+_SHARE_OF_JUMPS = 0.2  # of the gap that single rows leave, that Newton's steps may still reach
+_ABSORBING = 4.0  # fairness up to which the multipliers take up most of a jump
+_STEPS_OF_A_TENTH = 3.0  # of the interior point on all, that a slope of a tenth saves
+_STEPS_ON_CANDIDATES = 7.0  # the same on a working set
+_PATIENCE, _PATIENCE_OF_CONVERGING = 1.5, 4.0  # in steps of the interior point
+_PATIENCE_TO_CHOOSE, _PATIENCE_TO_CHOOSE_OF_CONVERGING = 4.0, 8.0  # with a working set to choose
+_LEAST_SLOPE = 1e-300
+
+
+@dataclass
+class Pace:
+    """Whether to take another Newton step.
+
+    Attributes
+    ----------
+    whole : bool
+        Whether the interior point will run on all entries.
+    tiny : bool
+        Whether it is best to start it at once.
+    climbs : bool
+        Whether Newton's steps go on.
+    price : float
+        Of one of them, in steps of the interior point.
+    worth : float
+        Of a slope of a tenth, in the same.
+    patience : float
+        What they may lose, in the same.
+    """
+
+    whole: bool
+    tiny: bool
+    climbs: bool
+    price: float
+    worth: float
+    patience: float
+    _spent: float = 0.0
+    _least: float = inf
+
+    def start(self, slope: float) -> None:
+        """Take in the slope at the start: near the optimum Newton's steps are worth a try."""
+        self.climbs |= slope <= _NEARLY_RIGHT
+
+    def judge(self, slope: float) -> None:
+        """Count a Newton step that led to this slope; stop when they have lost too much.
+
+        A step is worth what it takes off the slope's logarithm.
+        """
+        self._spent += self.price
+        level = self._spent + self.worth * log10(max(slope, _LEAST_SLOPE))
+        self._least = min(self._least, level)
+        self.climbs = level <= self._least + self.patience
+
+
+def pace_of(problem: Problem, tol: float) -> Pace:
+    """Return how to go about a problem, from its sizes and the gap asked."""
+    classes = len(problem.prior)
+    rows = float(problem.summed(np.array(float(len(problem.probs))))[0])
+    entries = rows * classes
+    # The gap that the jump of a row in every class leaves; two classes alone have no jumps.
+    jumps = (
+        problem.fairness**2 / (problem.fairness + _ABSORBING) * (classes / rows) ** 2
+        if classes > 2
+        else 0.0
+    )
+    converges = tol >= _SHARE_OF_JUMPS * jumps
+    if entries <= _SMALL or classes >= _MANY_CLASSES * rows:
+        price = 1 / (1 + entries / _ENTRIES)
+        climbs = converges or (price <= _CHEAP and rows > _VERY_FEW_ROWS * classes)
+        patience = _PATIENCE_OF_CONVERGING if converges else _PATIENCE
+        tiny = entries <= _TINY and not climbs
+        return Pace(True, tiny, climbs, price, _STEPS_OF_A_TENTH, patience)
+    climbs = converges or rows > _FEW_ROWS * classes
+    patience = _PATIENCE_TO_CHOOSE_OF_CONVERGING if converges else _PATIENCE_TO_CHOOSE
+    return Pace(False, False, climbs, 1.0, _STEPS_ON_CANDIDATES, patience)
