@@ -178,14 +178,14 @@ class Problem:
 
     def row_losses(self, labels: Tensor) -> Tensor:
         """Return ``f_i(y_i)`` of every free row, float64; 0 ln 0 = 0."""
-        return torch.cat([self._row_losses(labels, part) for part in row_parts(self.probs)])
-
-    def _row_losses(self, labels: Tensor, part: slice) -> Tensor:
-        probs, own = self.probs[part].double(), labels[part].double()
-        if self.objective.collision:
-            coincidence: Tensor = torch.linalg.vecdot(probs, own)
-            return -coincidence.log()
-        return -torch.xlogy(own, probs).sum(1)
+        losses = labels.new_empty(len(labels), dtype=torch.float64)
+        for part in row_parts(labels):
+            probs, own = self.probs[part].double(), labels[part].double()
+            if self.objective.collision:
+                losses[part] = -torch.linalg.vecdot(probs, own).log()
+            else:
+                losses[part] = -torch.xlogy(own, probs).sum(1)
+        return losses
 
     def descent(self, labels: Tensor) -> Tensor:
         """Return minus the gradient of the row losses."""

@@ -25,7 +25,7 @@ compiled = numba.njit(
 
 _ENTRIES_PER_THREAD = 100_000
 _ENTRIES_PER_BLOCK = 4096
-_LEAST_ROWS = 64
+_LEAST_ROWS = 128
 
 
 @functools.cache

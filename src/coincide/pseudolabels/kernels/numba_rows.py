@@ -90,7 +90,7 @@ def _factor(rows, p, w, y, zeta, collision, block, lead, scalars, product, pull,
     classes, many = y.shape[0], rows[1] - rows[0]
     bend = 1.0 if collision else 0.0
     g, d = np.empty((classes, block)), np.empty((classes, block))
-    lanes = np.empty((8, block))
+    lanes = np.empty((10, block))
     complementarity = 0.0
     for first in range(rows[0], rows[1], block):
         n = min(block, rows[1] - first)
@@ -116,6 +116,7 @@ def _factor(rows, p, w, y, zeta, collision, block, lead, scalars, product, pull,
             known[_TOTAL, j] = lanes[0, j] - known[_KAPPA, j] * lanes[1, j]
             lanes[4, j] = bend * np.sqrt(weight[j] / known[_DENOMINATOR, j])
             lanes[5, j] = np.sqrt(weight[j] / known[_TOTAL, j])
+            lanes[8, j], lanes[9, j] = known[_KAPPA, j], weight[j]
             complementarity += weight[j] * lanes[3, j]
         # For r = g: d·r = Σe and e·r = q·e.
         _project(lanes[1], lanes[2], known, bend, lanes[6], lanes[7])
@@ -124,14 +125,14 @@ def _factor(rows, p, w, y, zeta, collision, block, lead, scalars, product, pull,
             bk = product[k, start : start + n]
             ek = product[k, many + start : many + start + n]
             for j in range(n):
-                bk[j] = dk[j] * (1 - gk[j] * known[_KAPPA, j]) * lanes[5, j]
+                bk[j] = dk[j] * (1 - gk[j] * lanes[8, j]) * lanes[5, j]
             if collision:
                 for j in range(n):
                     ek[j] = dk[j] * gk[j] * lanes[4, j]
             moved, held = 0.0, 0.0
             for j in range(n):
-                moved += weight[j] * dk[j] * (gk[j] - lanes[6, j] - gk[j] * lanes[7, j])
-                held += weight[j] * yk[j]
+                moved += lanes[9, j] * dk[j] * (gk[j] - lanes[6, j] - gk[j] * lanes[7, j])
+                held += lanes[9, j] * yk[j]
             pull[k] += moved
             mean[k] += held
     return complementarity
@@ -148,11 +149,11 @@ def _predict(rows, p, w, y, zeta, collision, block, lead, scalars, shift, center
         np.empty((classes, block)),
     )
     # Sums and levels of r = g + shift, of 1/y, and of the bend.
-    lanes = np.empty((10, block))
+    lanes = np.empty((17, block))
     dr, er, beta, gamma = lanes[0], lanes[1], lanes[2], lanes[3]
     dc, ec, beta_c, gamma_c = lanes[4], lanes[5], lanes[6], lanes[7]
     top, top_center = lanes[8], lanes[9]
-    found = np.zeros((4, block))
+    lanes[10:14] = 0
     for first in range(rows[0], rows[1], block):
         n = min(block, rows[1] - first)
         part = slice(first, first + n)
@@ -161,6 +162,7 @@ def _predict(rows, p, w, y, zeta, collision, block, lead, scalars, shift, center
         for j in range(n):
             dr[j], er[j], dc[j], ec[j] = known[_SUM_E, j], known[_CURVATURE, j], 0.0, 0.0
             top[j], top_center[j] = shift[leads[j]], 1 / y[leads[j], first + j]
+            lanes[14, j] = weight[j]
         for k in range(classes):
             yk, zk, gk, jk, sk = y[k, part], zeta[k, part], g[k], inverse[k], shift[k]
             for j in range(n):
@@ -175,8 +177,8 @@ def _predict(rows, p, w, y, zeta, collision, block, lead, scalars, shift, center
         _project(dr, er, known, bend, beta, gamma)
         _project(dc, ec, known, bend, beta_c, gamma_c)
         for j in range(n):
-            known[_LEVEL, j] = beta[j] + top[j]
-            known[_SLOPE, j] = 1 - gamma[j]
+            known[_LEVEL, j] = lanes[15, j] = beta[j] + top[j]
+            known[_SLOPE, j] = lanes[16, j] = 1 - gamma[j]
             beta_c[j] += top_center[j]
             rho = -beta[j] * inverse[leads[j], j]
             top[j] = zeta[leads[j], first + j] * min(rho * (1 + rho), MOST_BEND)
@@ -185,32 +187,28 @@ def _predict(rows, p, w, y, zeta, collision, block, lead, scalars, shift, center
             yk, zk, gk, jk, tk = y[k, part], zeta[k, part], g[k], inverse[k], bent[k]
             sk, moved = shift[k], 0.0
             for j in range(n):
-                rho = (gk[j] * known[_SLOPE, j] + sk - known[_LEVEL, j]) * jk[j]
-                tk[j] = rho
-            for j in range(n):
-                rho = tk[j]
-                found[0, j] = min(found[0, j], rho)
-                found[1, j] = max(found[1, j], rho)
-                along = weight[j] * yk[j] * zk[j] * rho
-                found[2, j] += along
-                found[3, j] += along * rho
-            for j in range(n):
-                tk[j] = zk[j] * min(tk[j] * (1 + tk[j]), MOST_BEND) - lanes[8, j]
-            for j in range(n):
-                t = yk[j] * jk[j] * tk[j]
+                rho = (gk[j] * lanes[16, j] + sk - lanes[15, j]) * jk[j]
+                lanes[10, j] = min(lanes[10, j], rho)
+                lanes[11, j] = max(lanes[11, j], rho)
+                along = lanes[14, j] * yk[j] * zk[j] * rho
+                lanes[12, j] += along
+                lanes[13, j] += along * rho
+                t = zk[j] * min(rho * (1 + rho), MOST_BEND) - lanes[8, j]
+                tk[j] = t
+                t *= yk[j] * jk[j]
                 lanes[0, j] += t
                 lanes[1, j] += t * gk[j]
             for j in range(n):
-                moved += weight[j] * jk[j] * (1 - yk[j] * (lanes[6, j] + gk[j] * lanes[7, j]))
+                moved += lanes[14, j] * jk[j] * (1 - yk[j] * (lanes[6, j] + gk[j] * lanes[7, j]))
             center[k] += moved
         _project(dr, er, known, bend, beta, gamma)
         for k in range(classes):
             yk, gk, jk, tk, moved = y[k, part], g[k], inverse[k], bent[k], 0.0
             for j in range(n):
-                moved += weight[j] * yk[j] * jk[j] * (tk[j] - lanes[2, j] - gk[j] * lanes[3, j])
+                moved += lanes[14, j] * yk[j] * jk[j] * (tk[j] - lanes[2, j] - gk[j] * lanes[3, j])
             turn[k] += moved
-    sums[0], sums[1] = found[0].min(), found[1].max()
-    sums[2], sums[3] = found[2].sum(), found[3].sum()
+    sums[0], sums[1] = lanes[10].min(), lanes[11].max()
+    sums[2], sums[3] = lanes[12].sum(), lanes[13].sum()
 
 
 @compiled
@@ -218,14 +216,14 @@ def _correct(rows, p, y, zeta, collision, block, lead, scalars, affine, shift, t
     """Find the levels of the corrected direction and its smallest entries."""
     classes = y.shape[0]
     bend = 1.0 if collision else 0.0
-    g, inverse, rest = (
+    g, inverses, rest = (
         np.empty((classes, block)),
         np.empty((classes, block)),
         np.empty((classes, block)),
     )
-    lanes = np.empty((5, block))
+    lanes = np.empty((9, block))
     dr, er, beta, gamma, top = lanes[0], lanes[1], lanes[2], lanes[3], lanes[4]
-    found = np.full((2, block), np.inf)
+    lanes[5:7] = np.inf
     for first in range(rows[0], rows[1], block):
         n = min(block, rows[1] - first)
         part = slice(first, first + n)
@@ -236,62 +234,59 @@ def _correct(rows, p, y, zeta, collision, block, lead, scalars, affine, shift, t
             rho = (affine[k] - known[_LEVEL, j]) / zeta[k, i]
             bent = zeta[k, i] * min(rho * (1 + rho), MOST_BEND)
             top[j] = shift[k] + target / y[k, i] + bent
+            lanes[7, j], lanes[8, j] = known[_LEVEL, j], known[_SLOPE, j]
         lanes[:2] = 0
         for k in range(classes):
-            yk, zk, gk, jk, rk = y[k, part], zeta[k, part], g[k], inverse[k], rest[k]
+            yk, zk, gk, jk, rk = y[k, part], zeta[k, part], g[k], inverses[k], rest[k]
             ak, sk = affine[k], shift[k]
             for j in range(n):
-                jk[j] = 1 / (yk[j] * zk[j])
-            for j in range(n):
-                rho = (gk[j] * known[_SLOPE, j] + ak - known[_LEVEL, j]) * yk[j] * jk[j]
-                rk[j] = min(rho * (1 + rho), MOST_BEND)
-            for j in range(n):
-                r = sk + zk[j] * (target * jk[j] + rk[j]) - lanes[4, j] + gk[j]
-                moved = yk[j] * yk[j] * jk[j] * r
+                inverse = 1 / (yk[j] * zk[j])
+                jk[j] = inverse
+                rho = (gk[j] * lanes[8, j] + ak - lanes[7, j]) * yk[j] * inverse
+                drift = target * inverse + min(rho * (1 + rho), MOST_BEND)
+                rk[j] = drift
+                r = sk + zk[j] * drift - lanes[4, j] + gk[j]
+                moved = yk[j] * yk[j] * inverse * r
                 lanes[0, j] += moved
                 lanes[1, j] += moved * gk[j]
         _project(dr, er, known, bend, beta, gamma)
         for j in range(n):
-            known[_NEXT_LEVEL, j] = beta[j] + top[j]
-            known[_NEXT_SLOPE, j] = 1 - gamma[j]
+            known[_NEXT_LEVEL, j] = lanes[7, j] = beta[j] + top[j]
+            known[_NEXT_SLOPE, j] = lanes[8, j] = 1 - gamma[j]
         for k in range(classes):
-            yk, zk, gk, jk, rk = y[k, part], zeta[k, part], g[k], inverse[k], rest[k]
+            yk, zk, gk, jk, rk = y[k, part], zeta[k, part], g[k], inverses[k], rest[k]
             sk = shift[k]
             for j in range(n):
-                drift = target * jk[j] + rk[j]
-                r = sk + zk[j] * drift + gk[j] * known[_NEXT_SLOPE, j] - known[_NEXT_LEVEL, j]
+                r = sk + zk[j] * rk[j] + gk[j] * lanes[8, j] - lanes[7, j]
                 primal = r * yk[j] * jk[j]
-                found[0, j] = min(found[0, j], primal)
-                found[1, j] = min(found[1, j], drift - 1 - primal)
-    sums[0], sums[1] = found[0].min(), found[1].min()
+                lanes[5, j] = min(lanes[5, j], primal)
+                lanes[6, j] = min(lanes[6, j], rk[j] - 1 - primal)
+    sums[0], sums[1] = lanes[5].min(), lanes[6].min()
 
 
 @compiled
 def _advance(rows, p, y, zeta, block, scalars, affine, shift, target, primal_length, dual_length):
     """Move along the corrected direction and put the labels back on the simplex."""
     classes = y.shape[0]
-    g, lanes = np.empty((classes, block)), np.empty((3, block))
+    g, lanes = np.empty((classes, block)), np.empty((5, block))
     for first in range(rows[0], rows[1], block):
         n = min(block, rows[1] - first)
         part = slice(first, first + n)
         known = scalars[:, part]
         _load(p, first, known, g)
-        lanes[0] = 0
+        for j in range(n):
+            lanes[0, j], lanes[1, j], lanes[2, j] = 0, known[_LEVEL, j], known[_SLOPE, j]
+            lanes[3, j], lanes[4, j] = known[_NEXT_LEVEL, j], known[_NEXT_SLOPE, j]
         for k in range(classes):
             yk, zk, gk, ak, sk = y[k, part], zeta[k, part], g[k], affine[k], shift[k]
             for j in range(n):
                 inverse = 1 / (yk[j] * zk[j])
-                rho = (gk[j] * known[_SLOPE, j] + ak - known[_LEVEL, j]) * yk[j] * inverse
+                rho = (gk[j] * lanes[2, j] + ak - lanes[1, j]) * yk[j] * inverse
                 drift = target * inverse + min(rho * (1 + rho), MOST_BEND)
-                r = sk + zk[j] * drift + gk[j] * known[_NEXT_SLOPE, j] - known[_NEXT_LEVEL, j]
+                r = sk + zk[j] * drift + gk[j] * lanes[4, j] - lanes[3, j]
                 primal = r * yk[j] * inverse
-                lanes[1, j] = 1 + primal_length * primal
-                lanes[2, j] = 1 + dual_length * (drift - 1 - primal)
-            for j in range(n):
-                yk[j] *= lanes[1, j]
-            for j in range(n):
-                zk[j] *= lanes[2, j]
-            for j in range(n):
+                yk[j] *= 1 + primal_length * primal
+                zk[j] *= 1 + dual_length * (drift - 1 - primal)
                 lanes[0, j] += yk[j]
         for j in range(n):
             lanes[0, j] = 1 / lanes[0, j]
