@@ -299,3 +299,17 @@ def test_acceleration_saves_four_sweeps_of_five(backend: str, n_classes: int) ->
     for _ in range(600):
         slow = plain.step(problem, slow)
     assert problem.value(state.labels) <= problem.value(slow.labels)
+
+
+@pytest.mark.parametrize("kind", [NumbaSweep, NumbaSquarem])
+def test_float32_predictions_are_swept_in_the_precision_of_the_labels(kind: type) -> None:
+    probs = torch.from_numpy(random_probs(150, 6, scale=4.0)).float()
+    weights = torch.full((150,), 1 / 150, dtype=torch.float64)
+    start = torch.from_numpy(random_labels(150, 6)).double()
+    kept, wide = kind(probs, weights, start), kind(probs.double(), weights, start)
+    for _ in range(5):
+        multipliers = 10 / (6 * np.asarray(wide.labels.mean(0)))
+        means = [sweep.sweep(multipliers, 1e-10) for sweep in (kept, wide)]
+        np.testing.assert_allclose(*means, rtol=1e-13)
+    assert kept.labels.dtype == torch.float64
+    torch.testing.assert_close(kept.labels, wide.labels, rtol=1e-12, atol=1e-300)

@@ -19,7 +19,13 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from coincide.pseudolabels.em import EMState, ExpectationMaximization, Sweeper, TensorSweep
+from coincide.pseudolabels.em import (
+    EMState,
+    ExpectationMaximization,
+    Sweeper,
+    TensorSweep,
+    first_labels,
+)
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Problem
 
@@ -107,14 +113,14 @@ class AcceleratedEM:
     objectives: ClassVar[tuple[str, ...]] = ("cce+",)
     minimizes: ClassVar[bool] = True
     estimates_gap: ClassVar[bool] = False
-    any_precision: ClassVar[bool] = False
+    any_precision: ClassVar[bool] = True
     max_iter: ClassVar[int] = 1000
     check_every: ClassVar[int] = 5
 
     def start(self, problem: Problem, labels: Tensor | None, tol: float) -> AcceleratedState:
         """Start from the given labels, or from uniform ones."""
         del tol
-        labels = problem.uniform_labels() if labels is None else labels
+        labels = first_labels(problem, labels)
         return AcceleratedState(_squarem(problem, labels), problem.mean_label(labels))
 
     def step(self, problem: Problem, state: AcceleratedState) -> AcceleratedState:

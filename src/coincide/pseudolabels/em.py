@@ -49,7 +49,7 @@ class TensorSweep:
     """EM sweeps in plain tensor operations, for any device; every row is solved to rounding."""
 
     def __init__(self, probs: Tensor, weights: Tensor, labels: Tensor) -> None:
-        self._probs, self._weights, self.labels = probs, weights, labels
+        self._probs, self._weights, self.labels = probs.to(labels), weights, labels
 
     def sweep(self, multipliers: Vector, tolerance: float) -> Vector:
         """Take a sweep and return ``Σ_i ω_i y_i``."""
@@ -90,14 +90,14 @@ class ExpectationMaximization:
     objectives: ClassVar[tuple[str, ...]] = ("cce+",)
     minimizes: ClassVar[bool] = True
     estimates_gap: ClassVar[bool] = False
-    any_precision: ClassVar[bool] = False
+    any_precision: ClassVar[bool] = True
     max_iter: ClassVar[int] = 1000
     check_every: ClassVar[int] = 10
 
     def start(self, problem: Problem, labels: Tensor | None, tol: float) -> EMState:
         """Start from the given labels, or from uniform ones (positive, so no class is lost)."""
         del tol
-        labels = problem.uniform_labels() if labels is None else labels
+        labels = first_labels(problem, labels)
         rows = (problem.probs, problem.weights, labels)
         sweeper: Sweeper = em_sweeper(problem.backend, *rows) or TensorSweep(*rows)
         return EMState(sweeper, problem.mean_label(labels))
@@ -112,6 +112,12 @@ class ExpectationMaximization:
         moved = _moved(problem, state.mean_label, mean_label)
         falling = min(1.0, moved / state.moved) if state.moved > 0 else 0.0
         return EMState(state.sweeper, mean_label, moved, moved * falling)
+
+
+def first_labels(problem: Problem, labels: Tensor | None) -> Tensor:
+    """Return the given labels, or uniform ones, in the precision that EM is to work in."""
+    uniform = problem.uniform_labels()
+    return uniform if labels is None else labels.to(uniform)
 
 
 def _moved(problem: Problem, before: Vector, after: Vector) -> float:

@@ -73,6 +73,8 @@ class Problem:
         Multipliers of a similar problem, where a solver of the dual starts.
     sums : Sums, optional
         Over the processes that hold the other rows.
+    precision : torch.dtype, optional
+        Of the labels and the arithmetic of EM; that of ``probs`` by default.
     """
 
     probs: Tensor
@@ -85,6 +87,7 @@ class Problem:
     held_loss: float = 0.0
     guess: Vector | None = None
     sums: Sums | None = None
+    precision: torch.dtype | None = None
 
     def summed(self, *arrays: Vector) -> Sequence[Vector]:
         """Return the sums of arrays over the processes that hold rows."""
@@ -101,11 +104,13 @@ class Problem:
 
     def to(self, dtype: torch.dtype) -> Problem:
         """Return the problem with its rows in another precision."""
-        return dataclasses.replace(self, probs=self.probs.to(dtype))
+        return dataclasses.replace(self, probs=self.probs.to(dtype), precision=None)
 
     def uniform_labels(self) -> Tensor:
         """Return labels of ``1/K`` everywhere, the start of every solver; one number in memory."""
-        return self.probs.new_full((1, 1), 1 / self.probs.shape[1]).expand(self.probs.shape)
+        dtype = self.precision or self.probs.dtype
+        one = self.probs.new_full((1, 1), 1 / self.probs.shape[1], dtype=dtype)
+        return one.expand(self.probs.shape)
 
     @cached_property
     def kernel_rows(self) -> Tensor:

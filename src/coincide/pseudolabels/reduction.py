@@ -74,6 +74,7 @@ def reduce_problem(
     weights: Tensor | None = None,
     guess: Vector | None = None,
     sums: Sums | None = None,
+    precision: torch.dtype | None = None,
 ) -> Reduction:
     """Return the problem over the free rows and the allowed classes.
 
@@ -94,6 +95,8 @@ def reduce_problem(
         Multipliers to start from.
     sums : Sums, optional
         Over the processes that hold the other rows.
+    precision : torch.dtype, optional
+        Of the labels and the arithmetic of EM; that of ``probs`` by default.
 
     Raises
     ------
@@ -146,6 +149,7 @@ def reduce_problem(
         held_loss,
         guess,
         sums,
+        precision,
     )
     return Reduction(problem, all_shares, known, free, classes, n_classes)
 

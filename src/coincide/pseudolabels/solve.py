@@ -175,6 +175,7 @@ def solve_pseudo_labels(
         known=_check_known(known, n_rows, n_classes, work.device),
         weights=_check_weights(sample_weight, n_rows, work.device),
         guess=init.multipliers if isinstance(init, PseudoLabels) else None,
+        precision=torch.float64,
     )
     start = _check_init(init, rows)
     limit = chosen.max_iter if max_iter is None else max_iter

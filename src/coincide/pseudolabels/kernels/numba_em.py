@@ -34,50 +34,55 @@ Array = NDArray[Any]
 _TILE = 64
 _MOST_PASSES = 60
 
-# Of the rows of a tile: the denominators ρ + q (1 - ρ), the earlier ones, and sums over classes.
-# One array holds them all: the compiler then knows that they do not overlap, and vectorizes.
+# Of the rows of a tile: the denominators ρ + q (1 - ρ), the earlier ones, sums over classes, and
+# the largest prediction with its inverse: q = (σ_max - σ)/σ_max is made anew from predictions that
+# may have fewer digits. One array holds them all: the compiler then knows that they do not
+# overlap, and vectorizes.
 _ROOT, _REST, _OLD_ROOT, _OLD_REST, _TOTAL, _VALUE, _SLOPE, _BEND, _LEVEL, _GUESS = range(10)
-_LANES = 10
+_MOST, _INVERSE = 10, 11
+_LANES = 12
 
 
 @compiled
-def _place(q, y, scale, lanes):
+def _place(p, y, scale, lanes):
     """Replace ``y`` by ``c / (ρ + q (1 - ρ))`` with ``c = scale · y``; sum over the classes."""
-    zero, one = q.dtype.type(0), q.dtype.type(1)
+    zero, one = y.dtype.type(0), y.dtype.type(1)
     # Smaller labels would slow every later sweep: processors trap on denormal numbers.
-    least = q.dtype.type(np.finfo(q.dtype).tiny / np.finfo(q.dtype).eps)
+    least = y.dtype.type(np.finfo(y.dtype).tiny / np.finfo(y.dtype).eps)
     lanes[_TOTAL : _BEND + 1] = 0
-    for k in range(q.shape[0]):
-        qk, yk, sk = q[k], y[k], scale[k]
+    for k in range(p.shape[0]):
+        pk, yk, sk = p[k], y[k], scale[k]
         for j in range(_TILE):
+            q = (lanes[_MOST, j] - pk[j]) * lanes[_INVERSE, j]
             term = sk * yk[j]
             lanes[_TOTAL, j] += term
-            inverse = one / (lanes[_ROOT, j] + qk[j] * lanes[_REST, j])
+            inverse = one / (lanes[_ROOT, j] + q * lanes[_REST, j])
             term *= inverse
             term = term if term > least else zero
             yk[j] = term
             lanes[_VALUE, j] += term
             inverse *= lanes[_ROOT, j]
-            inverse -= qk[j] * inverse
+            inverse -= q * inverse
             term *= inverse
             lanes[_SLOPE, j] += term
             lanes[_BEND, j] += term * inverse
 
 
 @compiled
-def _replace(q, y, lanes):
+def _replace(p, y, lanes):
     """Exchange the old denominators of ``y`` for the new ones; sum over the classes."""
-    one = q.dtype.type(1)
+    one = y.dtype.type(1)
     lanes[_VALUE : _BEND + 1] = 0
-    for k in range(q.shape[0]):
-        qk, yk = q[k], y[k]
+    for k in range(p.shape[0]):
+        pk, yk = p[k], y[k]
         for j in range(_TILE):
-            inverse = one / (lanes[_ROOT, j] + qk[j] * lanes[_REST, j])
-            term = yk[j] * inverse * (lanes[_OLD_ROOT, j] + qk[j] * lanes[_OLD_REST, j])
+            q = (lanes[_MOST, j] - pk[j]) * lanes[_INVERSE, j]
+            inverse = one / (lanes[_ROOT, j] + q * lanes[_REST, j])
+            term = yk[j] * inverse * (lanes[_OLD_ROOT, j] + q * lanes[_OLD_REST, j])
             yk[j] = term
             lanes[_VALUE, j] += term
             inverse *= lanes[_ROOT, j]
-            inverse -= qk[j] * inverse
+            inverse -= q * inverse
             term *= inverse
             lanes[_SLOPE, j] += term
             lanes[_BEND, j] += term * inverse
@@ -141,19 +146,23 @@ def _give_leftover(y, lanes, floor, leading):
 
 
 @compiled
-def _sweep(tiles, q, weights, leading, y, masses, roots, placed, changes, scale, tolerance, mean):
+def _sweep(
+    tiles, p, most, weights, leading, y, masses, roots, placed, changes, scale, tolerance, mean
+):
     """Replace the labels ``y/mass`` by the M-step for ``c = scale · y/mass``; add ``Σ ω y``."""
-    zero, one = q.dtype.type(0), q.dtype.type(1)
-    eps = q.dtype.type(np.finfo(q.dtype).eps)
+    zero, one = y.dtype.type(0), y.dtype.type(1)
+    eps = y.dtype.type(np.finfo(y.dtype).eps)
     floor = eps * eps  # a positive q is at least eps
-    lanes = np.empty((_LANES, _TILE), q.dtype)
+    lanes = np.empty((_LANES, _TILE), y.dtype)
     for tile in range(tiles[0], tiles[1]):
-        qt, yt, mass, root = q[tile], y[tile], masses[tile], roots[tile]
+        pt, yt, mass, root = p[tile], y[tile], masses[tile], roots[tile]
         _guess(lanes, root, changes[tile, 0], changes[tile, 1], floor)
         for j in range(_TILE):
+            lanes[_MOST, j] = most[tile, j]
+            lanes[_INVERSE, j] = one / lanes[_MOST, j]
             lanes[_ROOT, j] = root[j] * mass[j]
             lanes[_REST, j] = (one - root[j]) * mass[j]
-        _place(qt, yt, scale, lanes)
+        _place(pt, yt, scale, lanes)
         for j in range(_TILE):
             lanes[_LEVEL, j] = one + lanes[_TOTAL, j] / mass[j]
             lanes[_ROOT, j] = root[j]
@@ -166,7 +175,7 @@ def _sweep(tiles, q, weights, leading, y, masses, roots, placed, changes, scale,
                 lanes[_OLD_REST, j] = lanes[_REST, j]
                 lanes[_ROOT, j] = root[j]
                 lanes[_REST, j] = one - root[j]
-            _replace(qt, yt, lanes)
+            _replace(pt, yt, lanes)
         for j in range(_TILE):
             changes[tile, 0, j] += root[j]
         _give_leftover(yt, lanes, floor, leading[tile])
@@ -176,7 +185,7 @@ def _sweep(tiles, q, weights, leading, y, masses, roots, placed, changes, scale,
             placed[tile, j] = lanes[_ROOT, j]
         for j in range(_TILE):
             lanes[_GUESS, j] = weights[tile, j] / lanes[_VALUE, j]
-        for k in range(q.shape[1]):
+        for k in range(yt.shape[0]):
             yk = yt[k]
             held = zero
             for j in range(_TILE):
@@ -190,16 +199,21 @@ class NumbaSweep:
     Parameters
     ----------
     probs : Tensor of shape (M, K)
+        float32 or float64; kept as it is.
     weights : Tensor of shape (M,)
     labels : Tensor of shape (M, K)
-        Where to start; the caller's tensor stays untouched.
+        Where to start, positive; the caller's tensor stays untouched. All arithmetic is in its
+        precision.
     """
 
     def __init__(self, probs: Tensor, weights: Tensor, labels: Tensor) -> None:
         self._n_rows, n_classes = probs.shape
-        largest, leading = probs.max(1, keepdim=True)
-        self._q = _tiled((largest - probs) / largest)
-        self._weights, self._leading = _tiled(weights[:, None])[:, 0], _tiled(leading)[:, 0]
+        most, leading = probs.max(1, keepdim=True)
+        self._p = _tiled(probs)
+        self._most, self._weights, self._leading = (
+            _tiled(column, filling)[:, 0]
+            for column, filling in ((most, 1), (weights[:, None].to(labels), 0), (leading, 0))
+        )
         self._y = _tiled(labels)
         self._masses = np.ones_like(self._weights)
         self._roots = np.full_like(self._weights, 0.5)
@@ -210,17 +224,19 @@ class NumbaSweep:
     @property
     def labels(self) -> Tensor:
         """The current labels, ``(M, K)``, a copy."""
-        rows = torch.from_numpy(self._y / self._masses[:, None]).transpose(1, 2)
-        return rows.reshape(-1, rows.shape[2])[: self._n_rows]
+        y, masses = torch.from_numpy(self._y), torch.from_numpy(self._masses)
+        rows = y.new_empty(len(y) * _TILE, y.shape[1])
+        torch.div(y.transpose(1, 2), masses[:, :, None], out=rows.view(len(y), _TILE, -1))
+        return rows[: self._n_rows]
 
     def sweep(self, multipliers: Vector, tolerance: float) -> Vector:
         """Take a sweep and return ``Σ_i ω_i y_i``; ``tolerance`` bounds ``(1 + a) |F - 1|``."""
-        scale = multipliers.astype(self._q.dtype)
+        scale = multipliers.astype(self._y.dtype)
         means = np.zeros((self._work.count, len(scale)))
 
         def work(number: int, tiles: tuple[int, int]) -> None:
             _sweep(
-                tiles, self._q, self._weights, self._leading, self._y, self._masses,
+                tiles, self._p, self._most, self._weights, self._leading, self._y, self._masses,
                 self._roots, self._placed, self._changes, scale,
                 scale.dtype.type(tolerance), means[number],
             )  # fmt: skip
@@ -230,15 +246,16 @@ class NumbaSweep:
         return total
 
 
-def _tiled(rows: Tensor) -> Array:
-    """Return rows as ``(tile, class, row)``, filled up with rows of zeros."""
+def _tiled(rows: Tensor, filling: float = 0) -> Array:
+    """Return rows as ``(tile, class, row)``, filled up with rows of one number."""
     n_rows, n_classes = rows.shape
     whole = n_rows // _TILE
-    # Torch aligns its memory to cache lines, NumPy does not: a quarter of the time.
-    tiles = rows.new_zeros(-(-n_rows // _TILE), n_classes, _TILE)
     split = whole * _TILE
+    # Torch aligns its memory to cache lines, NumPy does not: a quarter of the time.
+    tiles = rows.new_empty(-(-n_rows // _TILE), n_classes, _TILE)
     tiles[:whole] = rows[:split].reshape(whole, _TILE, n_classes).transpose(1, 2)
     if split < n_rows:
+        tiles[-1] = filling
         tiles[-1, :, : n_rows - split] = rows[split:].T
     array: Array = tiles.numpy()
     return array

@@ -19,32 +19,36 @@ _SAMPLE = 16  # one tile in so many tells how far to go
 
 # Of the rows of a tile: denominators of both sweeps with their mass, powers, and sums.
 _FIRST, _FIRST_REST, _SECOND, _SECOND_REST, _POWER, _GROWTH, _UNIT, _MASS, _NOW, _NEXT = range(10)
-_LANES = 10
+_MOST, _INVERSE = 10, 11
+_LANES = 12
 
 
 @compiled
 def _extrapolate(
-    tiles, q, weights, y, masses, saved, first, second, ratio, scale, doublings, mean, losses
+    tiles, p, most, weights, y, masses, saved, first, second, ratio, scale, doublings, mean, losses
 ):
     """Replace ``y`` by ``y (h^m g²)^m``, ``m = 2^doublings``; add ``Σ ω y`` and the row losses."""
-    zero, one = q.dtype.type(0), q.dtype.type(1)
-    least = q.dtype.type(1e-30)  # no label dies of an extrapolation
-    lanes = np.empty((_LANES, _TILE), q.dtype)
+    zero, one = y.dtype.type(0), y.dtype.type(1)
+    least = y.dtype.type(1e-30)  # no label dies of an extrapolation
+    lanes = np.empty((_LANES, _TILE), y.dtype)
     for tile in range(tiles[0], tiles[1]):
-        qt, yt, st = q[tile], y[tile], saved[tile]
+        pt, yt, st = p[tile], y[tile], saved[tile]
         for j in range(_TILE):
             lanes[_FIRST, j] = first[tile, 0, j] * first[tile, 1, j]
             lanes[_FIRST_REST, j] = (one - first[tile, 0, j]) * first[tile, 1, j]
             lanes[_SECOND, j] = second[tile, 0, j] * second[tile, 1, j]
             lanes[_SECOND_REST, j] = (one - second[tile, 0, j]) * second[tile, 1, j]
             lanes[_UNIT, j] = one / masses[tile, j]
-        lanes[_MASS:] = 0
-        for k in range(q.shape[1]):
-            qk, yk, sk, rk, ck = qt[k], yt[k], st[k], ratio[k], scale[k]
+            lanes[_MOST, j] = most[tile, j]
+            lanes[_INVERSE, j] = one / lanes[_MOST, j]
+        lanes[_MASS : _NEXT + 1] = 0
+        for k in range(yt.shape[0]):
+            pk, yk, sk, rk, ck = pt[k], yt[k], st[k], ratio[k], scale[k]
             for j in range(_TILE):
-                inverse = one / (lanes[_SECOND, j] + qk[j] * lanes[_SECOND_REST, j])
+                q = (lanes[_MOST, j] - pk[j]) * lanes[_INVERSE, j]
+                inverse = one / (lanes[_SECOND, j] + q * lanes[_SECOND_REST, j])
                 lanes[_GROWTH, j] = ck * inverse
-                before = lanes[_FIRST, j] + qk[j] * lanes[_FIRST_REST, j]
+                before = lanes[_FIRST, j] + q * lanes[_FIRST_REST, j]
                 lanes[_POWER, j] = rk * before * inverse
             for _ in range(doublings):
                 for j in range(_TILE):
@@ -57,12 +61,13 @@ def _extrapolate(
             for j in range(_TILE):
                 sk[j] = yk[j]
             for j in range(_TILE):
+                q = (lanes[_MOST, j] - pk[j]) * lanes[_INVERSE, j]
                 now = sk[j] * lanes[_UNIT, j]
                 label = max(now * lanes[_POWER, j], least)
                 yk[j] = label
                 lanes[_MASS, j] += label
-                lanes[_NEXT, j] += label - qk[j] * label
-                lanes[_NOW, j] += now - qk[j] * now
+                lanes[_NEXT, j] += label - q * label
+                lanes[_NOW, j] += now - q * now
         for j in range(_TILE):
             masses[tile, j] = lanes[_MASS, j]
         for j in range(_TILE):
@@ -71,7 +76,7 @@ def _extrapolate(
             if weights[tile, j] > 0:
                 losses[0] -= weights[tile, j] * np.log(lanes[_NOW, j])
                 losses[1] -= weights[tile, j] * np.log(lanes[_NEXT, j] / lanes[_MASS, j])
-        for k in range(q.shape[1]):
+        for k in range(yt.shape[0]):
             yk = yt[k]
             held = zero
             for j in range(_TILE):
@@ -84,7 +89,7 @@ class NumbaSquarem(NumbaSweep):
 
     def __init__(self, probs: Tensor, weights: Tensor, labels: Tensor) -> None:
         super().__init__(probs, weights, labels)
-        self._saved = torch.empty(self._y.shape, dtype=probs.dtype).numpy()
+        self._saved = torch.empty(self._y.shape, dtype=labels.dtype).numpy()
         self._kept = self._masses
         self._factors: list[tuple[Array, Array]] = []
 
@@ -92,13 +97,14 @@ class NumbaSquarem(NumbaSweep):
         """Take a sweep and return ``Σ_i ω_i y_i``; remember what it multiplied the labels by."""
         mean = super().sweep(multipliers, tolerance)
         rows = np.stack((self._placed, self._masses), 1)
-        self._factors = [*self._factors[-1:], (multipliers.astype(self._q.dtype), rows)]
+        self._factors = [*self._factors[-1:], (multipliers.astype(self._y.dtype), rows)]
         return mean
 
     def length(self) -> float:
         """Return ``‖ln g₁‖/‖ln h‖`` with the labels as weights, from a sample of the rows."""
         part = slice(None, None, _SAMPLE)
-        q, logs = self._q[part], []
+        most, logs = self._most[part, None], []
+        q = (most - self._p[part]) / most
         for scale, rows in self._factors:
             root, mass = rows[part, :1], rows[part, 1:]
             # A class without coefficients has no labels to weigh it.
@@ -117,8 +123,8 @@ class NumbaSquarem(NumbaSweep):
 
         def work(number: int, tiles: tuple[int, int]) -> None:
             _extrapolate(
-                tiles, self._q, self._weights, self._y, self._masses, self._saved, first, second,
-                ratio, scale, doublings, means[number], losses[number],
+                tiles, self._p, self._most, self._weights, self._y, self._masses, self._saved,
+                first, second, ratio, scale, doublings, means[number], losses[number],
             )  # fmt: skip
 
         self._work.each(work)
