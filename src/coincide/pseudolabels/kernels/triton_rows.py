@@ -29,6 +29,14 @@ _MOST_BEND = tl.constexpr(MOST_BEND)
 
 
 @triton.jit
+def _load(p, y, zeta, here, exists):
+    """Return the predictions, labels and slacks of a tile; behind the last class 0, 1 and 1."""
+    yk = tl.load(y + here, exists, 1.0)
+    zk = tl.load(zeta + here, exists, 1.0)
+    return tl.load(p + here, exists, 0.0).to(yk.dtype), yk, zk
+
+
+@triton.jit
 def _hessian(p, y, zeta, exists, collision: tl.constexpr):
     """Return the leading class, ``g``, ``d``, ``e``, ``1 + q·e``, ``κ`` and ``Σb`` of the rows.
 
@@ -76,9 +84,7 @@ def _factor(
     complementarity = tl.zeros((tile_rows,), tl.float64)
     for tile in range(tl.program_id(0), tl.cdiv(n_rows, tile_rows), tl.num_programs(0)):
         rows, new, exists, here = place(tile, n_rows, n_classes, tile_rows, tile_classes)
-        yk = tl.load(y + here, exists, 0.0)
-        zk = tl.load(zeta + here, exists, 1.0)
-        pk = tl.load(p + here, exists, 0.0).to(yk.dtype)
+        pk, yk, zk = _load(p, y, zeta, here, exists)
         weight = tl.load(weights + rows, new, 0.0).to(yk.dtype)
         lead, g, d, e, denominator, kappa, total = _hessian(pk, yk, zk, exists, collision)
         root = tl.sqrt(weight)[:, None]
@@ -89,7 +95,7 @@ def _factor(
         moved = d * _project(g, lead, g, d, e, denominator, kappa, total)
         pull += tl.sum((weight[:, None] * moved).to(tl.float64), 0)
         mean += tl.sum((weight[:, None] * yk).to(tl.float64), 0)
-        complementarity += (weight * tl.sum(yk * zk, 1)).to(tl.float64)
+        complementarity += (weight * tl.sum(tl.where(exists, yk * zk, 0.0), 1)).to(tl.float64)
     classes = tl.arange(0, tile_classes)
     own = tl.program_id(0) * n_classes + classes
     tl.store(pulls + own, pull, classes < n_classes)
@@ -112,9 +118,7 @@ def _predict(
     classes = tl.arange(0, tile_classes)
     for tile in range(tl.program_id(0), tl.cdiv(n_rows, tile_rows), tl.num_programs(0)):
         rows, new, exists, here = place(tile, n_rows, n_classes, tile_rows, tile_classes)
-        yk = tl.load(y + here, exists, 1.0)
-        zk = tl.load(zeta + here, exists, 1.0)
-        pk = tl.load(p + here, exists, 0.0).to(yk.dtype)
+        pk, yk, zk = _load(p, y, zeta, here, exists)
         weight = tl.load(weights + rows, new, 0.0).to(yk.dtype)
         lead, g, d, e, denominator, kappa, total = _hessian(pk, yk, zk, exists, collision)
         steer = tl.load(shift + classes, classes < n_classes, 0.0).to(yk.dtype)[None, :]
@@ -157,9 +161,7 @@ def _correct(
     classes = tl.arange(0, tile_classes)
     for tile in range(tl.program_id(0), tl.cdiv(n_rows, tile_rows), tl.num_programs(0)):
         _rows, new, exists, here = place(tile, n_rows, n_classes, tile_rows, tile_classes)
-        yk = tl.load(y + here, exists, 1.0)
-        zk = tl.load(zeta + here, exists, 1.0)
-        pk = tl.load(p + here, exists, 0.0).to(yk.dtype)
+        pk, yk, zk = _load(p, y, zeta, here, exists)
         ratio = tl.load(ratios + here, exists, 0.0)
         lead, g, d, e, denominator, kappa, total = _hessian(pk, yk, zk, exists, collision)
         steer = tl.load(shift + classes, classes < n_classes, 0.0).to(yk.dtype)[None, :]
