@@ -202,7 +202,7 @@ def test_the_literal_reading_of_lambda_is_named_as_a_collapse(seed):
     assert any(sign.startswith(f"{empty} of 10 clusters are empty") for sign in run.signs)
 
 
-@pytest.mark.parametrize("seed", [0, 2, 4])
+@pytest.mark.parametrize("seed", [0, 2, 3])
 def test_lambda_relative_to_the_mean_holds_the_clusters_apart(seed):
     few = dataclasses.replace(digits(300), label_names=DIGITS.label_names)
     settings = {**COLLAPSE, "batch_size": 100, "n_clusters": 3, "learning_rate": 3e-4}

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from coincide.pseudolabels import InteriorPoint
-from coincide.pseudolabels.kernels import available_backends, row_kernels
+from coincide.pseudolabels.kernels import row_kernels
 from coincide.pseudolabels.problem import Problem, certify
 from coincide.pseudolabels.reduction import reduce_problem
 from coincide.pseudolabels.solver import run_solver
+from devices import cpu_backends
 from problems import OBJECTIVE_NAMES, random_labels, random_probs, skewed_prior
 
-BACKENDS = available_backends()
+BACKENDS = cpu_backends()
 
 
 def problem_of(
@@ -24,12 +25,13 @@ def problem_of(
     backend: str = "torch",
     dtype: torch.dtype = torch.float64,
     skewed: bool = False,
+    fairness: float = 100.0,
 ) -> Problem:
     n_classes = shape[1]
     prior = skewed_prior(n_classes) if skewed else np.full(n_classes, 1 / n_classes)
     probs = torch.from_numpy(random_probs(*shape, scale=scale)).to(dtype)
     return reduce_problem(
-        probs, prior=prior, fairness=100.0, objective=objective, backend=backend
+        probs, prior=prior, fairness=fairness, objective=objective, backend=backend
     ).problem
 
 
@@ -126,3 +128,13 @@ def test_parts_of_the_rows_give_what_the_whole_gives(monkeypatch: pytest.MonkeyP
         InteriorPoint().start(again, None, 1e-6).arrays, (y, zeta), strict=True
     ):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVE_NAMES)
+@pytest.mark.parametrize("fairness", [0.0, 1e-300, 1e-12])
+def test_without_fairness_it_knows_that_it_is_done(objective: str, fairness: float) -> None:
+    """The multipliers are 0 then, and bound the objective all the same."""
+    problem = problem_of((250, 10), objective=objective, fairness=fairness)
+    outcome = run_solver(InteriorPoint(), problem, tol=1e-6, max_iter=200)
+    assert outcome.converged
+    assert outcome.n_iter <= 12

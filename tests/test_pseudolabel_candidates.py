@@ -23,12 +23,12 @@ from coincide.pseudolabels.kernels import (
 from coincide.pseudolabels.problem import Problem
 from coincide.pseudolabels.reduction import reduce_problem
 from coincide.pseudolabels.working_set import WorkingSet, first_working_set
-from devices import quick_backends
+from devices import cpu_backends
 from problems import Array, degenerate_problems, random_labels, random_probs, skewed_prior
 
 LAWS = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**31 - 1)
-BACKENDS = quick_backends()
+BACKENDS = cpu_backends()
 
 
 @pytest.fixture

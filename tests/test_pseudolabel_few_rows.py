@@ -19,10 +19,10 @@ from coincide.pseudolabels.working_set import (
     next_working_set,
     start_near,
 )
-from devices import quick_backends
+from devices import cpu_backends
 from problems import Array, random_probs
 
-BACKENDS = quick_backends()
+BACKENDS = cpu_backends()
 
 
 def problem_of(

@@ -11,14 +11,15 @@ from coincide import solve_pseudo_labels
 from coincide.pseudolabels.active_set import ActiveSet
 from coincide.pseudolabels.dual import Ascent, evaluate
 from coincide.pseudolabels.interior_point import InteriorPoint
-from coincide.pseudolabels.kernels import available_backends, row_minimizers
+from coincide.pseudolabels.kernels import row_minimizers
 from coincide.pseudolabels.pace import Pace, pace_of
 from coincide.pseudolabels.problem import Problem
 from coincide.pseudolabels.reduction import reduce_problem
 from coincide.pseudolabels.solver import Outcome, run_solver, run_uncertified
+from devices import cpu_backends
 from problems import Array, random_probs
 
-BACKENDS = available_backends()
+BACKENDS = cpu_backends()
 
 
 def problem_of(

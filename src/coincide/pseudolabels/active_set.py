@@ -48,8 +48,7 @@ _FIRST_AIM = 1e-3  # gap that the interior point may leave on the first working 
 _SHARE_OF_GAP = 0.1  # of the certified gap, that it may leave next
 _SHARE_OF_TOL = 0.25  # that it may leave in the end
 _MOSTLY_OWN = 3.0  # times the interior point's own gap: up to here the working set is good
-_LEAST_STEPS = 3  # on a working set, before the gap that it expects is believed
-_MOST_STEPS = 100  # on it
+_MOST_STEPS = 100  # on a working set
 
 
 @dataclass
@@ -58,8 +57,7 @@ class ActiveSetState:
 
     ``ascent`` is missing where the interior point starts at once. ``rounds`` counts the working
     sets and ``steps`` those on the last, which is solved to a gap of ``aim``; the next has a slack
-    of at most ``near``. ``bound`` is the best so far, ``certified`` the certificate of the last
-    labels where it is known.
+    of at most ``near``. ``bound`` is the best so far.
     """
 
     problem: Problem
@@ -75,7 +73,6 @@ class ActiveSetState:
     working: Problem | None = None
     interior: InteriorPointState | None = None
     bound: float = float("-inf")
-    certified: Certificate | None = None
     stalled: bool = False
 
     @property
@@ -95,8 +92,6 @@ class ActiveSetState:
         if self.interior is None:
             return Certificate(self.trial.value + self.trial.gap, self.trial.value)
         assert self.working is not None
-        if self.certified is not None:
-            return self.certified
         if isinstance(self.working, WorkingSet):
             return Certificate(self.working.value(self.interior.labels), self.bound)
         return certify(self.working, self.interior.labels, self.interior.multipliers)
@@ -239,16 +234,10 @@ def _solve(state: ActiveSetState) -> ActiveSetState:
     assert state.working is not None
     interior = state.interior = InteriorPoint().step(state.working, state.interior)
     state.steps += 1
-    state.certified = None
     if isinstance(state.working, WorkingSet):
-        solved = state.steps >= _LEAST_STEPS and interior.expected_gap <= state.aim
-        ends = solved or interior.stalled or state.steps >= _MOST_STEPS
+        ends = interior.expected_gap <= state.aim or interior.stalled or state.steps >= _MOST_STEPS
         return _price(state, state.working) if ends else state
     state.expected_gap, state.stalled = interior.expected_gap, interior.stalled
-    # At first, what it expects leaves out that its multipliers do not fit its labels yet.
-    if state.steps < _LEAST_STEPS and interior.expected_gap <= state.tol:
-        state.certified = certify(state.working, interior.labels, interior.multipliers)
-        state.expected_gap = state.certified.gap
     return state
 
 

@@ -36,7 +36,7 @@ _TAKEN = 1e-3  # least rise of the dual, relative to the model's, for a step to 
 _TRUSTED = 0.5  # rise that says the model is right
 _EXPLAINED = 0.8  # of the change of the slope, by the curvature at the new point alone
 _LEAST_DAMPING, _FIRST_DAMPING, _MORE_DAMPING, _LESS_DAMPING = 1e-3, 0.15, 3.0, 0.25
-_TURNING = 0.35  # multipliers' change over which the first curvature is the mean
+_TURNING = 0.25  # multipliers' change over which the first curvature is the mean
 _LONGEST = 2.0  # a multiplier's change that turns most rows over
 _SHORTER, _LONGER = 0.5, 2.0  # after a step that failed, and after one that went as expected
 _TINY = 1e-300
@@ -88,6 +88,8 @@ class Ascent:
         if model is None:
             model = point.curvature + _turning(self._problem, point)
         change = newton_change(model, point.slope, self._damping)
+        if not np.isfinite(change).all():  # a curvature out of range has no direction to offer
+            change = np.zeros_like(change)
         change *= min(1.0, self._longest / max(float(np.abs(change).max()), _TINY))
         while not self._problem.bounded_by(point.multipliers + change):
             change /= 2
@@ -116,7 +118,7 @@ class Ascent:
 def evaluate(problem: Problem, search: RowMinimizers, multipliers: Vector) -> Point:
     """Return the dual at ``w``: ``D``, ``a(w) - ȳ(w)``, minus the second derivative, the gap.
 
-    The gap is ``Φ(ȳ) + w·ȳ + conjugate(w)``, what Fenchel's inequality leaves open.
+    The gap is what Fenchel's inequality leaves open between ``w`` and the mean label.
     """
     coupling, prior, fairness = problem.objective.coupling, problem.prior, problem.fairness
     rows = search.minimize(multipliers)
@@ -130,9 +132,7 @@ def evaluate(problem: Problem, search: RowMinimizers, multipliers: Vector) -> Po
         slope=coupling.proposal(multipliers, prior, fairness) - mean_label,
         curvature=_laplacian(split, (multipliers - multipliers[:, None]) ** 2)
         + coupling.stiffness(multipliers, prior, fairness),
-        gap=coupling.value(mean_label, prior, fairness)
-        + float(multipliers @ mean_label)
-        + conjugate,
+        gap=problem.coupling_gap(mean_label, multipliers),
         rows=rows,
     )
 

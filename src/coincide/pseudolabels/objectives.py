@@ -52,7 +52,7 @@ class Coupling(Protocol):
         """Return minus the derivative of :meth:`proposal`, ``(K, K)``, positive semidefinite."""
         ...
 
-    def bounded(self, multipliers: Vector, prior: Vector) -> bool:
+    def bounded(self, multipliers: Vector, prior: Vector, fairness: float) -> bool:
         """Whether the conjugate is finite there."""
         ...
 
@@ -110,9 +110,9 @@ class ReverseKL:
             return np.zeros((len(prior), len(prior)))
         return np.diag(_where_positive(prior, fairness * prior, multipliers**2))
 
-    def bounded(self, multipliers: Vector, prior: Vector) -> bool:
-        """Whether ``w > 0``, or 0 where ``u = 0``."""
-        return bool(((multipliers > 0) | ((prior == 0) & (multipliers == 0))).all())
+    def bounded(self, multipliers: Vector, prior: Vector, fairness: float) -> bool:
+        """Whether ``w > 0``, or 0 where ``λ u = 0``."""
+        return bool(((multipliers > 0) | ((fairness * prior == 0) & (multipliers == 0))).all())
 
 
 @dataclass(frozen=True)
@@ -159,9 +159,9 @@ class ForwardKL:
         share = self.proposal(multipliers, prior, fairness)
         return (np.diag(share) - np.outer(share, share)) / fairness
 
-    def bounded(self, multipliers: Vector, prior: Vector) -> bool:
+    def bounded(self, multipliers: Vector, prior: Vector, fairness: float) -> bool:
         """Whether every ``w`` is finite."""
-        del prior
+        del prior, fairness
         return bool(np.isfinite(multipliers).all())
 
 

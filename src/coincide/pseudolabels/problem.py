@@ -171,7 +171,7 @@ class Problem:
 
     def bounded_by(self, multipliers: Vector) -> bool:
         """Whether multipliers give a finite lower bound."""
-        return self.objective.coupling.bounded(multipliers, self.prior)
+        return self.objective.coupling.bounded(multipliers, self.prior, self.fairness)
 
     def admissible(self, labels: Tensor) -> Tensor:
         """Return labels of finite loss: under Shannon's, none where the prediction is 0."""
