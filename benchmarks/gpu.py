@@ -188,6 +188,8 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="tiny cells, to try the script")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no GPU here that torch can use")
     torch.set_num_threads(THREADS)
     results = circumstances("gpu.py", ("torch", "numpy", "numba", "triton"))
     if device.type == "cuda":
