@@ -316,8 +316,10 @@ def _tell(case: Case, name: str, found: dict[str, Any]) -> None:
 def warm_up() -> None:
     """Compile everything once, unmeasured."""
     case = Case(500, 5, 1.0, 2.0)
-    for exact_solver in EXACT.values():
-        exact(case.problem("numba"), EXACT_GAP, exact_solver)
+    # The larger two have working sets, after Newton's steps and without.
+    for sample in (case, Case(2000, 20, 100.0, 2.0), Case(250, 100, 100.0, 2.0)):
+        for exact_solver in EXACT.values():
+            exact(sample.problem("numba"), EXACT_GAP, exact_solver)
     for solver, dtype in first_order_solvers(case).values():
         trace(solver, case.problem("numba"), dtype, 0.1, FIRST_ORDER_GAP)
 
