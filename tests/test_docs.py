@@ -48,6 +48,8 @@ def test_examples_of_the_pages(path):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_of_the_docstrings(name):
+    if name.rpartition(".")[2].startswith("triton_"):
+        pytest.importorskip("triton", reason="it is not made for this machine")
     for test in doctest.DocTestFinder().find(importlib.import_module(name)):
         failures = run_examples(test)
         assert not failures, failures
