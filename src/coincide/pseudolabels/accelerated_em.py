@@ -26,6 +26,7 @@ from coincide.pseudolabels.em import (
     TensorSweep,
     first_labels,
 )
+from coincide.pseudolabels.kernels import em_squarem
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Problem
 
@@ -121,7 +122,9 @@ class AcceleratedEM:
         """Start from the given labels, or from uniform ones."""
         del tol
         labels = first_labels(problem, labels)
-        return AcceleratedState(_squarem(problem, labels), problem.mean_label(labels))
+        rows = (problem.probs, problem.weights, labels)
+        squarem: Squarem = em_squarem(problem.backend, *rows) or TensorSquarem(*rows)
+        return AcceleratedState(squarem, problem.mean_label(labels))
 
     def step(self, problem: Problem, state: AcceleratedState) -> AcceleratedState:
         """Two sweeps, and their extrapolation unless it raises the objective."""
@@ -147,12 +150,3 @@ class AcceleratedEM:
 
 def _coupling(problem: Problem, mean_label: Vector) -> float:
     return problem.objective.coupling.value(mean_label, problem.prior, problem.fairness)
-
-
-def _squarem(problem: Problem, labels: Tensor) -> Squarem:
-    """Return the sweeps of the problem's backend."""
-    if problem.backend == "numba":
-        from coincide.pseudolabels.kernels.numba_squarem import NumbaSquarem  # noqa: PLC0415
-
-        return NumbaSquarem(problem.probs, problem.weights, labels)
-    return TensorSquarem(problem.probs, problem.weights, labels)

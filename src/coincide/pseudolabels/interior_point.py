@@ -96,7 +96,7 @@ class InteriorPoint:
     warmth: float = field(default=1e-2)
 
     def start(self, problem: Problem, labels: Tensor | None, tol: float) -> InteriorPointState:
-        """Return an interior iterate, from the given labels or from uniform ones."""
+        """Return an interior iterate, from the given labels or near the rows' central paths."""
         classes = len(problem.prior)
         if classes > _MOST_CLASSES:
             raise ValueError(
@@ -110,7 +110,7 @@ class InteriorPoint:
             mean_label += self.warmth * (problem.mean_label(problem.uniform_labels()) - mean_label)
         multipliers = problem.multipliers(mean_label)
         rows, kernels = problem.kernel_rows, problem.kernels()
-        arrays = _empty_arrays(rows, by_class=kernels.name == "numba")
+        arrays = _empty_arrays(rows, by_class=kernels.by_class)
         beside, wanted = (
             problem.at_rows(vector).expand(rows.shape)
             for vector in (multipliers - multipliers.max(), shares)
@@ -176,7 +176,7 @@ class InteriorPoint:
 def _empty_arrays(rows: Tensor, *, by_class: bool) -> StepArrays:
     """Return room for labels and slacks, float64, row by row or class by class.
 
-    The compiled kernels work along the rows of a class, and take arrays that lie so without a copy.
+    The kernels take arrays that lie as they want them without a copy.
     """
     shape = rows.T.shape if by_class else rows.shape
     arrays = (torch.empty(shape, dtype=torch.float64, device=rows.device) for _ in range(2))

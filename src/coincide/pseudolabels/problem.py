@@ -107,7 +107,7 @@ class Problem:
         return dataclasses.replace(self, probs=self.probs.to(dtype), precision=None)
 
     def uniform_labels(self) -> Tensor:
-        """Return labels of ``1/K`` everywhere, the start of every solver; one number in memory."""
+        """Return labels of ``1/K`` everywhere, one number in memory."""
         dtype = self.precision or self.probs.dtype
         one = self.probs.new_full((1, 1), 1 / self.probs.shape[1], dtype=dtype)
         return one.expand(self.probs.shape)

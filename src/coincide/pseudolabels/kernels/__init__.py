@@ -31,6 +31,7 @@ from coincide.pseudolabels.kernels.torch_rows import CandidateRows, TorchRows
 
 if TYPE_CHECKING:
     from coincide.pseudolabels.kernels.numba_em import NumbaSweep
+    from coincide.pseudolabels.kernels.numba_squarem import NumbaSquarem
     from coincide.pseudolabels.kernels.triton_em import TritonSweep
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "candidate_kernels",
     "choose_backend",
     "dual_values",
+    "em_squarem",
     "em_sweeper",
     "near_candidates",
     "row_kernels",
@@ -174,6 +176,21 @@ def em_sweeper(
     from coincide.pseudolabels.kernels.numba_em import NumbaSweep  # noqa: PLC0415
 
     return NumbaSweep(probs, weights, labels)
+
+
+def em_squarem(backend: str, probs: Tensor, weights: Tensor, labels: Tensor) -> NumbaSquarem | None:
+    """Return compiled, extrapolated EM from these labels, or None where there is none for them.
+
+    Parameters
+    ----------
+    backend, probs, weights, labels
+        As in :func:`em_sweeper`.
+    """
+    if backend != "numba":
+        return None
+    from coincide.pseudolabels.kernels.numba_squarem import NumbaSquarem  # noqa: PLC0415
+
+    return NumbaSquarem(probs, weights, labels)
 
 
 def row_minimizers(backend: str, probs: Tensor) -> RowMinimizers:

@@ -98,9 +98,13 @@ class RowMinimizers(Protocol):
 
 
 class RowKernels(Protocol):
-    """The iterate, and the four passes of an iteration over its rows, in this order."""
+    """The iterate, and the four passes of an iteration over its rows, in this order.
 
-    name: str
+    ``by_class`` says that the iterate is taken without a copy if it lies class by class, else row
+    by row.
+    """
+
+    by_class: bool
 
     def load(self, labels: Tensor, slacks: Tensor) -> StepArrays:
         """Take the first iterate; its tensors are the kernels' own from here on."""

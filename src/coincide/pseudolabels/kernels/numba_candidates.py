@@ -189,7 +189,7 @@ class NumbaCandidateRows:
         K.
     """
 
-    name = "numba"
+    by_class = False
 
     def __init__(self, probs: Tensor, weights: Tensor, classes: Tensor, n_classes: int) -> None:
         self._probs: Array = np.ascontiguousarray(probs.numpy())

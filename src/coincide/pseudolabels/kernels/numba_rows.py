@@ -307,7 +307,7 @@ class NumbaRows:
     collision : bool
     """
 
-    name = "numba"
+    by_class = True
 
     def __init__(self, rows: Tensor, weights: Tensor, *, collision: bool) -> None:
         self._rows: Array = rows.contiguous().numpy()

@@ -43,7 +43,7 @@ def sum_together(sums: Sums, *arrays: Vector) -> list[Vector]:
 class NoRows:
     """The kernels of a process that has no row to solve for: it adds nothing to the sums."""
 
-    name = "none"
+    by_class = False
 
     def __init__(self, n_classes: int) -> None:
         self._nothing = np.zeros(n_classes)
@@ -83,7 +83,7 @@ class SharedRows:
     """
 
     def __init__(self, rows: RowKernels, sums: Sums) -> None:
-        self.name = rows.name
+        self.by_class = rows.by_class
         self._rows = rows
         self._sums = sums
 

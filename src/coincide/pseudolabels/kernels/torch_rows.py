@@ -60,7 +60,7 @@ class _Rows:
 class TorchRows:
     """Row kernels of the interior point in plain tensor operations, in float64."""
 
-    name = "torch"
+    by_class = False
 
     def __init__(self, probs: Tensor, weights: Tensor, *, collision: bool) -> None:
         self.probs = probs.double()

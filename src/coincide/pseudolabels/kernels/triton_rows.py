@@ -208,7 +208,7 @@ class TritonRows:
     collision : bool
     """
 
-    name = "triton"
+    by_class = False
 
     def __init__(self, rows: Tensor, weights: Tensor, *, collision: bool) -> None:
         self._p, self._weights, self._collision = rows, weights, collision
