@@ -172,14 +172,15 @@ def test_a_fit_that_diverged_is_refused():
         fitted(learning_rate=1e30, max_epochs=3)
 
 
-def test_the_number_of_automatic_restarts():
-    few = make_blobs(100, centers=2, random_state=0)[0]
-    settings = {"max_epochs": 2, "random_state": 0, "n_init": "auto"}
+@pytest.mark.parametrize(
+    ("rows", "clusters", "restarts"), [(100, 2, 10), (80_000, 5, 5), (80_000, 15, 1)]
+)
+def test_the_number_of_automatic_restarts(rows, clusters, restarts):
+    features = np.random.default_rng(0).normal(size=(rows, 2))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert len(CollisionClustering(2, **settings).fit(few).restarts_) == 10
-        many = np.random.default_rng(0).normal(size=(100_000, 2))
-        assert len(CollisionClustering(5, **settings).fit(many).restarts_) == 1
+        model = CollisionClustering(clusters, max_epochs=1, random_state=0).fit(features)
+    assert len(model.restarts_) == restarts
 
 
 def test_random_state_repeats_and_differs(model):

@@ -60,7 +60,7 @@ __all__ = ["ClusteringWarning", "CollisionClustering", "ModelError"]
 _LABEL_TOL = 0.05  # of a batch's pseudo-labels; a hundredth of it for the reported objective
 _STARTED_ROWS = 20_000  # that K-means sees
 _JUDGED_ROWS = 2_500  # on which restarts are compared
-_ENTRIES_PER_RESTART = 750_000
+_ENTRIES_PER_RESTART = 2_000_000
 _MOST_RESTARTS = 10
 _RESTLESS = 0.25  # share of rows that still change cluster in the last epoch
 
@@ -97,7 +97,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     scaling : {"unit-norm", "standard", "none"}
         Center and bring rows to unit length (embeddings), standardize the columns, or neither.
     n_init : int or "auto"
-        Restarts. ``"auto"`` makes up to 10 on small data and one from 375,000 rows x clusters.
+        Restarts. ``"auto"``: 2,000,000 / (rows · clusters), at least 1 and at most 10.
     max_epochs : int, optional
         Passes over the data; by default at least 3, and at least 120 steps.
     batch_size : int or "auto"
@@ -370,7 +370,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             with _seeded(seed, self.device_):
                 network = self._start_network(rows, seed)
                 generator = torch.Generator().manual_seed(seed)
-                trainer = self._new_trainer(network, config, len(rows), generator)
+                trainer = self._new_trainer(network, config, len(rows), generator, len(seeds))
                 records = trainer.fit(
                     Data(rows, weights=weights), on_epoch=self._reporter(number, len(seeds))
                 )
@@ -425,10 +425,15 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         return build_network(self.network, n_features, self.n_clusters)
 
     def _new_trainer(
-        self, network: nn.Module, config: TrainingConfig, n_rows: int, generator: torch.Generator
+        self,
+        network: nn.Module,
+        config: TrainingConfig,
+        n_rows: int,
+        generator: torch.Generator,
+        n_restarts: int = 1,
     ) -> Trainer:
         view = VectorView(self.view_dropout, self.view_noise)
-        n_solves = config.epochs(n_rows) * config.steps_per_epoch(n_rows)
+        n_solves = n_restarts * config.epochs(n_rows) * config.steps_per_epoch(n_rows)
         batch = min(config.batch_size, n_rows)
         method = self._method(batch, n_solves)
         return Trainer(network, method, view, config, generator=generator)
