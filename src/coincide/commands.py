@@ -306,7 +306,7 @@ def _run_metrics(run: Run) -> dict[str, Any]:
         "history": model.history_,
         **outcome(run.found, model.n_clusters),
         **_scores(source, run.found),
-        **_kmeans(source, model.n_clusters, seed),
+        **_kmeans(source, model, seed),
         "warnings": run.notes,
         "versions": summary.versions(),
         "machine": summary.machine(str(model.device_)),
@@ -330,15 +330,15 @@ def _scores(source: Source, found: Prediction) -> dict[str, Any]:
     return {"scores": score_clustering(source.labels, found.clusters, found.confidence)}
 
 
-def _kmeans(source: Source, n_clusters: int, seed: int) -> dict[str, Any]:
-    """Return the scores of plain K-means on the same features, to compare with."""
+def _kmeans(source: Source, model: CollisionClustering, seed: int) -> dict[str, Any]:
+    """Return the scores of plain K-means on the same features, with as many starts."""
     if source.labels is None:
         return {}
     timings: Timings = {}
     with warnings.catch_warnings(), timed(timings, "seconds"):
         # Fewer distinct points than clusters: the scores show it.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        kmeans = KMeans(n_clusters, n_init=1, random_state=seed)
+        kmeans = KMeans(model.n_clusters, n_init=len(model.restarts_), random_state=seed)
         clusters = kmeans.fit_predict(np.asarray(source.features, np.float32))
     return {"kmeans": {**score_clustering(source.labels, clusters), **timings}}
 
