@@ -42,7 +42,8 @@ _CENTERING_POWER = 3
 _MOST_CENTERING = 0.4  # more, and steps that center and steps that advance can go in circles
 _SHARE_OF_TOL = 0.1
 _ROUNDING = 1e-12  # of the gap, for each unit of fairness
-_FIRST_GAP = 5.0  # of the first iterate
+_FIRST_GAP = 5.0  # of the first iterate, at least
+_FIRST_GAP_OF_A_CLASS = 0.04  # the same, for each: many of them get stuck nearer to the boundary
 _EVEN = 0.1  # of its labels that are shared equally, whatever the prior
 _NEWTON_STEPS = 3  # for the level of each of its rows, which needs no digits
 
@@ -211,10 +212,9 @@ def _centered(rows: Tensor, w: Tensor, shares: Tensor, *, collision: bool) -> tu
     cross-entropy ``g = σ/x``, where ``x`` is at least ``σ_max/(1 + Σμ)`` (EM's M-step) and about
     that of the shares. All are ``(K, n)``; ``μ`` is in proportion to the shares.
     """
-    target = _FIRST_GAP / shares.sum(0) * shares
-    coincidence = torch.maximum(
-        (rows * shares).sum(0) / shares.sum(0), rows.amax(0) / (1 + _FIRST_GAP)
-    )
+    gap = max(_FIRST_GAP, _FIRST_GAP_OF_A_CLASS * len(rows))
+    target = gap / shares.sum(0) * shares
+    coincidence = torch.maximum((rows * shares).sum(0) / shares.sum(0), rows.amax(0) / (1 + gap))
     below = _pull(rows, w, coincidence, collision=collision).neg_()
     below -= below.amin(0)
     least = torch.where(below == 0, target, 0.0).amax(0)
@@ -224,7 +224,7 @@ def _centered(rows: Tensor, w: Tensor, shares: Tensor, *, collision: bool) -> tu
         slope = (y * y).mul_(target).sum(0)
         mass = y.mul_(target).sum(0)
         # A step on 1 - 1/mass.
-        level = torch.maximum(level + (mass - 1) * mass / slope, least).clamp_max(_FIRST_GAP)
+        level = torch.maximum(level + (mass - 1) * mass / slope, least).clamp_max(gap)
     torch.add(below, level, out=y).reciprocal_().mul_(target)
     y /= y.sum(0)
     return y, target / y
