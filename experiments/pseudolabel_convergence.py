@@ -18,6 +18,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
@@ -34,6 +35,7 @@ from coincide.pseudolabels.problem import Problem, certify
 
 Array = NDArray[np.float64]
 
+EXACT = "interior-point"
 ROWS = {2: 2000, 20: 1000, 200: 250}  # by the number of classes
 SWEEPS = {1.0: 1000, 10.0: 2000, 100.0: 4000}  # by the fairness
 SCALES = (1.0, 2.0, 5.0)
@@ -92,7 +94,7 @@ def predictions(rows: int, classes: int, scale: float, *, skew: float = 0.0) -> 
 def trace_em(classes: int, fairness: float, scale: float, sweeps: int) -> dict[str, object]:
     """Return EM's certified gap and its excess over the optimum, at a grid of sweeps."""
     probs = predictions(ROWS[classes], classes, scale)
-    exact = solve_pseudo_labels(probs, fairness=fairness, tol=1e-11)
+    exact = solve_pseudo_labels(probs, fairness=fairness, solver=EXACT, tol=1e-11)
     grid = np.unique(np.geomspace(1, sweeps, 60).round().astype(int)).tolist()
     recorded = RecordedEM(frozenset(grid))
     started = time.perf_counter()
@@ -121,7 +123,7 @@ def inactive_factors() -> dict[str, float]:
     """Compare one late sweep with ``w/(w + ζ)`` on the labels that vanish at the optimum."""
     fairness, late = 10.0, 3000
     probs = predictions(1000, 20, 2.0)
-    exact = solve_pseudo_labels(probs, fairness=fairness, tol=1e-12)
+    exact = solve_pseudo_labels(probs, fairness=fairness, solver=EXACT, tol=1e-12)
     recorded = RecordedEM(frozenset(), keep=frozenset((late, late + 1)))
     solve_pseudo_labels(probs, fairness=fairness, solver=recorded, tol=0.0, max_iter=late + 1)
     multipliers = fairness / probs.shape[1] / exact.mean_label
@@ -184,9 +186,12 @@ def sweep_fairness(objective: str, most_sweeps: int) -> list[dict[str, object]]:
     probs = predictions(1000, 20, 2.0, skew=1.0)
     found: list[dict[str, object]] = []
     for fairness in SWEEP:
-        exact = solve_pseudo_labels(probs, fairness=fairness, objective=objective, tol=1e-9)
+        solve = partial(
+            solve_pseudo_labels, probs, fairness=fairness, objective=objective, solver=EXACT
+        )
+        exact = solve(tol=1e-9)
         tol = GOAL / max(1.0, abs(exact.objective))  # the gap itself, whatever the objective
-        quick = solve_pseudo_labels(probs, fairness=fairness, objective=objective, tol=tol)
+        quick = solve(tol=tol)
         row: dict[str, object] = {
             "fairness": fairness,
             "gap": exact.gap,
