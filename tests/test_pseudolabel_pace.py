@@ -57,6 +57,18 @@ def test_small_problems_take_hardly_more_steps_than_the_interior_point(
         assert taken <= solve(InteriorPoint(), problem, tol).n_iter + 5
 
 
+@pytest.mark.parametrize("fairness", [1.0, 100.0])
+@pytest.mark.parametrize("n_rows", [1000, 5000])
+def test_classes_of_unequal_weight_take_hardly_more_steps_than_the_interior_point(
+    n_rows: int, fairness: float
+) -> None:
+    """Every row may then end in most classes: working sets as wide took three times as many."""
+    logits = np.log(random_probs(n_rows, 20)) + 2 * np.random.default_rng(1).normal(size=20)
+    problem = problem_of(softmax(logits, axis=1), fairness)
+    taken = solve(ActiveSet(), problem, 1e-6).n_iter
+    assert taken <= 1.5 * solve(InteriorPoint(), problem, 1e-6).n_iter + 10
+
+
 def test_many_rows_need_no_interior_point() -> None:
     problem = problem_of(random_probs(4000, 5), 10.0)
     solver = ActiveSet()

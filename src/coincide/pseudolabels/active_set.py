@@ -4,7 +4,7 @@ Newton's method climbs the dual (``dual.py``), one unknown a class. Where rows a
 it converges by itself. Where they are few, jumps of single rows stop it near the optimum, and with
 very few at once; when its steps no longer pay (``pace.py``), the interior point starts from what
 they have found and solves for the entries that can still matter (``working_set.py``), or for all
-where these are few. Each of its solutions is certified on all rows. What the certificate leaves
+where these are few or most can. Each of its solutions is certified on all rows. What the certificate leaves
 open, the next working set closes: it keeps what is in use or still near, adds what has come near
 the better multipliers, and goes on from the last labels (column generation).
 """
@@ -42,6 +42,8 @@ _SPARE = 8.0  # rows that a class chooses from beside those it asks for, for eac
 _CANDIDATES = 4  # that a row chooses at most, and as many more in every round as the following
 _MORE_CANDIDATES = 2
 _MOST_ROUNDS = 12
+_WIDE = 0.5  # share of the classes that a row would have far from the optimum, and
+_MANY = 0.6  # of all entries, from which it is quicker to solve for all at once
 _SHARE_OF_SLOPE = 0.2  # complementarity of the first iterate, for the mass in the wrong class
 _SHARE_ON_CANDIDATES = 0.05  # the same where some classes are candidates more often than others
 _FIRST_AIM = 1e-3  # gap that the interior point may leave on the first working set
@@ -134,8 +136,7 @@ class ActiveSet:
             state.expected_gap = state.trial.gap
             state.pace.start(state.ascent.point.off)
         if state.pace.tiny and not state.pace.climbs and not state.expected_gap <= tol:
-            state.working, state.aim = problem.to(torch.float64), _SHARE_OF_TOL * tol
-            state.interior = InteriorPoint().start(state.working, None, state.aim)
+            _open_all(state)
         return state
 
     def step(self, problem: Problem, state: ActiveSetState) -> ActiveSetState:
@@ -189,6 +190,10 @@ def _open(state: ActiveSetState, point: Point) -> None:
     if isinstance(state.working, WorkingSet) and state.interior is not None:
         last = state.working, state.interior.labels
     chosen = _choose(state, point, last)
+    even = np.ptp(point.multipliers) == 0
+    if chosen is None and last is None and even and not state.pace.whole:
+        _open_all(state)
+        return
     if chosen is None:
         last, state.aim = None, _SHARE_OF_TOL * state.tol
     working = state.problem.to(torch.float64) if chosen is None else chosen
@@ -196,8 +201,7 @@ def _open(state: ActiveSetState, point: Point) -> None:
     if last is not None and np.isfinite(state.expected_gap):
         target = state.expected_gap / (last[0].mass() * last[1].shape[1])
     else:
-        even = state.pace.whole or np.ptp(point.multipliers) == 0
-        share = _SHARE_OF_SLOPE if even else _SHARE_ON_CANDIDATES
+        share = _SHARE_OF_SLOPE if state.pace.whole or even else _SHARE_ON_CANDIDATES
         target = share * point.off
     arrays = start_near(state.problem, working, point, max(target, state.aim / width), last)
     kernels = working.kernels()
@@ -206,6 +210,12 @@ def _open(state: ActiveSetState, point: Point) -> None:
         kernels.load(*arrays), 0.0, point.multipliers, kernels, state.aim, working.mass()
     )
     state.interior.set_multipliers(0.0, point.multipliers)
+
+
+def _open_all(state: ActiveSetState) -> None:
+    """Let the interior point solve for all classes from its own first iterate."""
+    state.working, state.aim = state.problem.to(torch.float64), _SHARE_OF_TOL * state.tol
+    state.interior = InteriorPoint().start(state.working, None, state.aim)
 
 
 def _choose(
@@ -219,8 +229,12 @@ def _choose(
     if last is None:
         assert state.ascent is not None
         near = point is state.ascent.trial
+        if not near and most + _SPARE * point.off > _WIDE * len(point.multipliers):
+            return None
         slack = min(_REACH * state.ascent.reach, _MOST_SLACK) if near else _MOST_SLACK
         working = first_working_set(state.problem, point, slack, most, _SPARE)
+        if working.entries() > _MANY * state.problem.entries():
+            return None
     else:
         slack = min(float(np.abs(newton_change(point.curvature, point.slope)).max()), state.near)
         kept = last[0].candidates(last[1])

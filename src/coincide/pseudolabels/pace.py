@@ -12,8 +12,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf, log10
 
-import numpy as np
-
 from coincide.pseudolabels.problem import Problem
 
 _SMALL = 10_000  # entries: up to here the interior point on all is as quick as choosing some
@@ -80,8 +78,8 @@ class Pace:
 def pace_of(problem: Problem, tol: float) -> Pace:
     """Return how to go about a problem, from its sizes and the gap asked."""
     classes = len(problem.prior)
-    rows = float(problem.summed(np.array(float(len(problem.probs))))[0])
-    entries = rows * classes
+    entries = problem.entries()
+    rows = entries / classes
     # The gap that the jump of a row in every class leaves; two classes alone have no jumps.
     jumps = (
         problem.fairness**2 / (problem.fairness + _ABSORBING) * (classes / rows) ** 2

@@ -102,6 +102,10 @@ class Problem:
         """Return the share of the free rows of all processes."""
         return self.total(torch.ones_like(self.weights))
 
+    def entries(self) -> float:
+        """Return the number of row-class entries of all processes."""
+        return float(self.summed(np.array(float(self.probs.numel())))[0])
+
     def to(self, dtype: torch.dtype) -> Problem:
         """Return the problem with its rows in another precision."""
         return dataclasses.replace(self, probs=self.probs.to(dtype), precision=None)
