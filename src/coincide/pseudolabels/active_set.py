@@ -4,9 +4,9 @@ Newton's method climbs the dual (``dual.py``), one unknown a class. Where rows a
 it converges by itself. Where they are few, jumps of single rows stop it near the optimum, and with
 very few at once; when its steps no longer pay (``pace.py``), the interior point starts from what
 they have found and solves for the entries that can still matter (``working_set.py``), or for all
-where these are few or most can. Each of its solutions is certified on all rows. What the certificate leaves
-open, the next working set closes: it keeps what is in use or still near, adds what has come near
-the better multipliers, and goes on from the last labels (column generation).
+where these are few, or most of them can. Each of its solutions is certified on all rows. What the
+certificate leaves open, the next working set closes: it keeps what is in use or still near, adds
+what has come near the better multipliers, and goes on from the last labels (column generation).
 """
 
 from __future__ import annotations
