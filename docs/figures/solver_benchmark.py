@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "pseudolabels.json"
+LOPSIDED = RESULTS.with_name("pseudolabels_lopsided.json")
 PAGE = ROOT / "docs" / "solver-benchmark.md"
 DRAWING = ROOT / "docs" / "_static" / "solver_benchmark.svg"
 
@@ -148,12 +149,18 @@ def overview(results: dict[str, Any]) -> str:
     return table(["M × K, λ", "active set, s", *(f"{name}, ×" for name in (*RIVALS, "PGD"))], rows)
 
 
+def lopsided(results: dict[str, Any]) -> str:
+    """Return the same of predictions that favor some classes, and where they were measured."""
+    return f"{overview(results)}\n\n{setting(results)}"
+
+
 def _ratio(rivals: list[dict[str, Any]], ours: float) -> str:
-    """Return the ratio of the fastest rival's time to ours, a bound where none met the gap."""
+    """Return the ratio of the fastest rival's time to ours, a bound where the cap ended it."""
     met = [found["to_1e-3"]["seconds"] for found in rivals if found["to_1e-3"]]
+    capped = [found["seconds"] for found in rivals if found.get("reason") == "cap"]
     if met:
         return two_digits(min(met) / ours)
-    return f"> {two_digits(max(found['seconds'] for found in rivals) / ours)}"
+    return f"> {two_digits(max(capped) / ours)}" if capped else "fails"
 
 
 def to_gap(results: dict[str, Any]) -> str:
@@ -360,6 +367,7 @@ def main() -> None:
         text = part(results)
         print(f"{text}\n")
         page = replaced(page, part.__name__, text)
+    page = replaced(page, "lopsided", lopsided(json.loads(LOPSIDED.read_text(encoding="utf-8"))))
     PAGE.write_text(page, encoding="utf-8")
     # The same results give the same file: no date, no random ids.
     mpl.rcParams["svg.hashsalt"] = "coincide"
