@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 # Entries of a block: two or three arrays of 512 KiB of float32 stay in L2, and Python's share
-# of the time is small. Several threads also wait for each other's turns in the interpreter,
-# which costs more than leaving L2.
+# of the time is small. Several threads also wait for their turns in the interpreter: fewer and
+# larger blocks make that shorter.
 _BLOCK = 2**17
-_LARGEST_BLOCK = 2**19
+_LARGEST_BLOCK = 2**18
 _LEAST_BLOCKS = 2  # for each thread
 # More would wait for the interpreter, which a block needs for some 20 µs, and for memory.
 _MOST_THREADS = 8
