@@ -29,11 +29,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 # Entries of a block: two or three arrays of 512 KiB of float32 stay in L2, and Python's share
-# of the time is small. Several threads also wait for their turns in the interpreter: fewer and
-# larger blocks make that shorter.
+# of the time is small.
 _BLOCK = 2**17
-_LARGEST_BLOCK = 2**18
-_LEAST_BLOCKS = 2  # for each thread
 # More would wait for the interpreter, which a block needs for some 20 µs, and for memory.
 _MOST_THREADS = 8
 
@@ -139,9 +136,8 @@ def _in_each_block(shape: torch.Size, work: Callable[[_Index], None]) -> None:
     Each block stays with one thread. Torch's own way, all threads together in every operation,
     ends each by waiting for the slowest: a dozen times a block, and for long on a busy machine.
     """
-    n_threads = min(torch.get_num_threads(), _MOST_THREADS)
-    blocks = list(_blocks(shape, _block_entries(shape.numel(), n_threads)))
-    n_threads = min(n_threads, len(blocks))
+    blocks = list(_blocks(shape))
+    n_threads = min(torch.get_num_threads(), len(blocks), _MOST_THREADS)
     remaining = iter(blocks)
 
     # Gradient and inference mode belong to threads; in this one any array may be written to.
@@ -173,20 +169,13 @@ def _work_alone() -> None:
     threadpool_limits(1, user_api="openmp")
 
 
-def _block_entries(entries: int, n_threads: int) -> int:
-    """Return how many entries a block has at the most, for so many in all."""
-    if n_threads <= 1:
-        return _BLOCK
-    return max(_BLOCK, min(_LARGEST_BLOCK, entries // (_LEAST_BLOCKS * n_threads)))
-
-
-def _blocks(shape: torch.Size, most: int) -> Iterator[_Index]:
+def _blocks(shape: torch.Size) -> Iterator[_Index]:
     """Yield indices of blocks of whole rows: cut along N, and along d1 if that is not enough."""
-    n_length = max(1, most // max(1, math.prod(shape[1:])))
+    n_length = max(1, _BLOCK // max(1, math.prod(shape[1:])))
     if len(shape) == 2:
         yield from ((slice(i, i + n_length),) for i in range(0, shape[0], n_length))
         return
-    d_length = max(1, most // max(1, shape[1] * math.prod(shape[3:])))
+    d_length = max(1, _BLOCK // max(1, shape[1] * math.prod(shape[3:])))
     for i in range(0, shape[0], n_length):
         for j in range(0, shape[2], d_length):
             yield slice(i, i + n_length), slice(None), slice(j, j + d_length)
