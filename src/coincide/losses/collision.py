@@ -7,7 +7,7 @@ predicted class and the unknown true class coincide, which happens with probabil
 
 Everything is made of differentiable operations, so derivatives of any order, ``torch.func``
 and ``torch.compile`` need no code of their own. Only the most frequent case, probabilities and
-a gradient in the logits, has some, for speed: ``blocks`` on a CPU, ``triton_rows`` on a GPU.
+a gradient in the logits, has some, for speed: ``fused`` on a CPU, ``triton_rows`` on a GPU.
 Equation numbers: Zhang & Boykov, *Collision Cross-entropy for Soft Class Labels and Deep
 Clustering*, arXiv 2303.07321.
 """
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coincide._checks import check_option, check_probability_rows, parameter_message
-from coincide.losses.blocks import LogCollisionInBlocks, fits_blocks, is_plain
+from coincide.losses.fused import FusedLogCollision, is_plain, is_plain_on_cpu
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -172,15 +172,19 @@ def collision_cross_entropy(
         z, ids = input.to(computed), target.long()
         loss = F.cross_entropy(z, ids, weight, ignore_index=ignore_index, reduction=reduction)
         return loss.to(returned)
+    row_weight: Tensor | None = None
     if is_ids:
         log_probs = F.log_softmax(input, class_dim, dtype=computed)
         log_collision, row_weight = _collide_with_ids(log_probs, target, weight, ignore_index)
         normalizer: Tensor | int = row_weight.sum()
     else:
         log_collision = _log_collision(input, target, computed)
-        row_weight = _expected_weight(log_collision, target, weight)
+        if weight is not None:
+            row_weight = _expected_weight(target, weight)
         normalizer = log_collision.numel()
-    loss = -row_weight * _smooth(log_collision, label_smoothing, input.shape[class_dim])
+    loss = -_smooth(log_collision, label_smoothing, input.shape[class_dim])
+    if row_weight is not None:
+        loss = row_weight * loss
     if reduction != "none":
         loss = loss.sum()
     if reduction == "mean":
@@ -270,9 +274,9 @@ def _log_collision(logits: Tensor, probs: Tensor, dtype: torch.dtype) -> Tensor:
     """Return ``ln σ·y`` of each row, computed in ``dtype``."""
     if logits.dim() == 1:
         return _log_collision(logits.unsqueeze(0), probs.unsqueeze(0), dtype).squeeze(0)
-    if fits_blocks(logits, probs):
-        in_blocks: Tensor = LogCollisionInBlocks.apply(logits, probs, dtype)  # type: ignore[no-untyped-call]
-        return in_blocks
+    if is_plain_on_cpu(logits, probs):
+        fused: Tensor = FusedLogCollision.apply(logits, probs, dtype)  # type: ignore[no-untyped-call]
+        return fused
     if _fits_triton(logits, probs):
         from coincide.losses.triton_rows import LogCollisionInTriton  # noqa: PLC0415
 
@@ -292,10 +296,8 @@ def _triton_is_there() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _expected_weight(log_collision: Tensor, probs: Tensor, weight: Tensor | None) -> Tensor:
-    """Return ``Σ_k weight_k y_k`` of each row, or 1."""
-    if weight is None:
-        return torch.ones_like(log_collision)
+def _expected_weight(probs: Tensor, weight: Tensor) -> Tensor:
+    """Return ``Σ_k weight_k y_k`` of each row."""
     # Not a matrix product: autocast would take that in half precision.
     return (probs.movedim(_class_dim(probs), -1) * weight).sum(-1)
 

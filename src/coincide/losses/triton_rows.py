@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from coincide.losses.blocks import composed_gradient, is_differentiated_again
+from coincide.losses.fused import composed_gradient, is_differentiated_again
 
 _MOST_AT_ONCE = 4096  # classes that a program holds
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from coincide._compiled_rows import BlockedRows, compiled
 from coincide.pseudolabels.kernels.contract import (
     MOST_BEND,
     Extents,
@@ -24,7 +25,6 @@ from coincide.pseudolabels.kernels.contract import (
     StepArrays,
     Vector,
 )
-from coincide.pseudolabels.kernels.numba_blocks import BlockedRows, compiled
 
 Array = NDArray[Any]
 

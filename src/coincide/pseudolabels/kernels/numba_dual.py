@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coincide._compiled_rows import BlockedRows, compiled
 from coincide.pseudolabels.kernels.contract import Minimizers, Vector
-from coincide.pseudolabels.kernels.numba_blocks import BlockedRows, compiled
 
 _MOST_ROUNDS = 200
 _ROUNDING = 1e-14

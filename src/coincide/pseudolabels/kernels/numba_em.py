@@ -26,8 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from coincide._compiled_rows import BlockedRows, compiled
 from coincide.pseudolabels.kernels.contract import Vector
-from coincide.pseudolabels.kernels.numba_blocks import BlockedRows, compiled
 
 Array = NDArray[Any]
 

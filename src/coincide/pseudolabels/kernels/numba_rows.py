@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from coincide._compiled_rows import BlockedRows, compiled
 from coincide.pseudolabels.kernels.blas import one_blas_thread
 from coincide.pseudolabels.kernels.contract import (
     MOST_BEND,
@@ -28,7 +29,6 @@ from coincide.pseudolabels.kernels.contract import (
     StepArrays,
     Vector,
 )
-from coincide.pseudolabels.kernels.numba_blocks import BlockedRows, compiled
 
 Array = NDArray[Any]
 

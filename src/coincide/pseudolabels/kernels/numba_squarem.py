@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coincide._compiled_rows import compiled
 from coincide.pseudolabels.kernels.contract import Vector
-from coincide.pseudolabels.kernels.numba_blocks import compiled
 from coincide.pseudolabels.kernels.numba_em import _TILE, Array, NumbaSweep
 
 _SAMPLE = 16  # one tile in so many tells how far to go

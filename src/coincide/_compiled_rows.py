@@ -7,21 +7,29 @@ import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numba
 import torch
 
 T = TypeVar("T")
 
-# Sums may be reassociated and divisions do not look for zeros, which vectorizes both; infinities
-# and NaN keep their meaning.
-compiled = numba.njit(
-    nogil=True,
-    cache=True,
-    error_model="numpy",
-    fastmath={"reassoc", "contract", "nsz", "arcp"},
-)
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that is compiled at its first call, and kept on disk for other processes.
+
+    It does not hold the interpreter. Sums may be reassociated and divisions do not look for zeros,
+    which vectorizes both; infinities and NaN keep their meaning.
+    """
+    fastmath = {"reassoc", "contract", "nsz", "arcp"}
+    compiler = functools.partial(numba.njit, nogil=True, error_model="numpy", fastmath=fastmath)
+    try:
+        kept: Callable[..., Any] = compiler(cache=True)(function)
+    except RuntimeError:
+        # Neither the package's folder nor one of the user's can be written: each process compiles.
+        kept = compiler()(function)
+    return kept
+
 
 _ENTRIES_PER_THREAD = 100_000
 _ENTRIES_PER_BLOCK = 4096
@@ -56,6 +64,7 @@ class BlockedRows:
 
     def each(self, work: Callable[[int, tuple[int, int]], T]) -> list[T]:
         """Run ``work(number, range)`` on every range of rows and return the results."""
-        if self.count == 1:
-            return [work(0, self._ranges[0])]
-        return list(_threads(self.count).map(work, range(self.count), self._ranges))
+        *others, own = enumerate(self._ranges)
+        waiting = [_threads(len(others)).submit(work, *each) for each in others]
+        result = work(*own)  # in this thread, which would only wait: to wake one takes a while
+        return [each.result() for each in waiting] + [result]

@@ -1,4 +1,4 @@
-"""The loss in blocks of rows against the same loss composed of operations on whole arrays.
+"""The loss in two passes against the same loss composed of operations that autograd records.
 
 A target that requires a gradient is always taken by the composed way: it serves as the oracle.
 """
@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,17 +19,36 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from coincide.losses import CollisionCrossEntropyLoss, blocks, collision_cross_entropy
+from coincide import _compiled_rows
+from coincide._compiled_rows import compiled
+from coincide.losses import (
+    CollisionCrossEntropyLoss,
+    collision_cross_entropy,
+    fused,
+    numba_rows,
+)
 
-SHAPES = [(5,), (1, 2), (7, 1), (9, 5), (0, 3), (3, 4, 6), (2, 4, 5, 3), (2, 3, 0), (2, 3, 2, 2, 3)]
+SHAPES = [
+    *((5,), (1, 2), (7, 1), (9, 5), (0, 3), (3, 4, 6), (2, 4, 5, 3), (2, 3, 0), (2, 3, 2, 2, 3)),
+    # More than compiled code takes at once: of short rows, classes, images.
+    *((150, 3), (3, 70), (2, 9000), (2, 3, 30, 20)),
+]
 
 
-@pytest.fixture(params=[(8, 1), (8, 3), (50, 1), (2**17, 1)])
-def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cut small problems, too: within a sample, between samples, not at all; share them out."""
-    size, n_threads = request.param
-    monkeypatch.setattr(blocks, "_BLOCK", size)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: n_threads)
+@pytest.fixture(params=["operations", "compiled", "compiled, 3 threads"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take small problems, too, through compiled code, and cut them within a sample."""
+    monkeypatch.setattr(fused, "_COMPILED_FROM", math.inf if request.param == "operations" else 1)
+    if "threads" in request.param:
+        request.getfixturevalue("three_threads")
+
+
+@pytest.fixture
+def three_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_COMPILED_FROM", 1)
+    monkeypatch.setattr(_compiled_rows, "_ENTRIES_PER_THREAD", 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
 
 
 def problem(
@@ -41,18 +61,18 @@ def problem(
 
 def composed(logits: Tensor, probs: Tensor, **options: object) -> Tensor:
     loss = collision_cross_entropy(logits, probs.detach().requires_grad_(), **options)
-    assert not in_blocks(loss)
+    assert not is_fused(loss)
     return loss
 
 
-def in_blocks(loss: Tensor) -> bool:
-    """Whether the blocks are in the graph of the loss."""
+def is_fused(loss: Tensor) -> bool:
+    """Whether the two passes are in the graph of the loss."""
     found, nodes = set(), [loss.grad_fn]
     while nodes:
         node = nodes.pop()
         found.add(type(node).__name__)
         nodes += [parent for parent, _ in node.next_functions if parent is not None]
-    return "LogCollisionInBlocksBackward" in found
+    return "FusedLogCollisionBackward" in found
 
 
 def gradient(
@@ -67,7 +87,7 @@ def gradient(
 # --- the same results -----------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("block")
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("shape", SHAPES)
 def test_float64_is_the_composed_loss(shape: tuple[int, ...]) -> None:
     logits, probs = problem(shape)
@@ -79,7 +99,7 @@ def test_float64_is_the_composed_loss(shape: tuple[int, ...]) -> None:
     ):
         options = {"weight": weight, "label_smoothing": smoothing, "reduction": reduction}
         loss = collision_cross_entropy(logits, probs, **options)
-        assert in_blocks(loss)
+        assert is_fused(loss)
         expected = composed(logits, probs, **options)
         torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12, equal_nan=True)
         torch.testing.assert_close(
@@ -90,7 +110,7 @@ def test_float64_is_the_composed_loss(shape: tuple[int, ...]) -> None:
         )
 
 
-@pytest.mark.usefixtures("block")
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(
     "dtypes", list(itertools.product([torch.float16, torch.bfloat16], repeat=2))
 )
@@ -107,6 +127,7 @@ def test_half_precision_rounds_the_gradient_once(dtypes: tuple[torch.dtype, torc
     assert bool((error <= torch.finfo(dtypes[0]).eps / 2 * expected.abs() + 1e-6).all())
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("scale", [1.0, 20.0])
 def test_float32_many_classes(scale: float) -> None:
     logits, probs = problem((40, 9000), torch.float32, scale)
@@ -121,6 +142,7 @@ def test_float32_many_classes(scale: float) -> None:
     )
 
 
+@pytest.mark.usefixtures("way")
 def test_layouts_make_no_difference() -> None:
     logits, probs = problem((4, 6, 5, 3))
     images = logits.detach().to(memory_format=torch.channels_last).requires_grad_()
@@ -133,7 +155,7 @@ def test_layouts_make_no_difference() -> None:
     for view in (lambda x: x.T, lambda x: x[::3, 1::2], lambda x: x[:1].expand(5, -1)):
         z, y = view(wide).detach().requires_grad_(), view(labels)
         loss = collision_cross_entropy(z, y)
-        assert in_blocks(loss)
+        assert is_fused(loss)
         whole = z.detach().contiguous().requires_grad_(), y.contiguous()
         torch.testing.assert_close(loss, composed(*whole))
         torch.testing.assert_close(
@@ -141,11 +163,11 @@ def test_layouts_make_no_difference() -> None:
         )
 
 
-def test_module_and_parameters_go_in_blocks() -> None:
+def test_module_and_parameters_go_is_fused() -> None:
     logits, probs = problem((6, 4))
     scores = nn.Parameter(logits.detach())
     loss = CollisionCrossEntropyLoss()(scores, probs)
-    assert in_blocks(loss)
+    assert is_fused(loss)
     loss.backward()
     torch.testing.assert_close(scores.grad, gradient(composed, logits, probs) / -1)
 
@@ -153,7 +175,7 @@ def test_module_and_parameters_go_in_blocks() -> None:
 # --- rows that the plain formula cannot do --------------------------------------------------
 
 
-@pytest.mark.usefixtures("block")
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_weak_rows_among_others(dtype: torch.dtype) -> None:
     z = [[1e4, 0, -1e4], [0, 1e4, 0], [0.5, 0, 1], [-math.inf, 2, 1], [90, 0, 1], [-1e4, 0, -1e4]]
@@ -172,6 +194,7 @@ def test_weak_rows_among_others(dtype: torch.dtype) -> None:
     assert found[1, 0, 2] == 0
 
 
+@pytest.mark.usefixtures("way")
 def test_a_bad_row_leaves_the_others_alone() -> None:
     logits, probs = problem((4, 3))
     logits.detach()[0, 1], logits.detach()[1, 1] = math.nan, math.inf
@@ -184,6 +207,7 @@ def test_a_bad_row_leaves_the_others_alone() -> None:
     torch.testing.assert_close(found[3], gradient(composed, logits[3:], probs[3:])[0] * -2)
 
 
+@pytest.mark.usefixtures("way")
 def test_large_gradients_of_the_loss_do_not_overflow() -> None:
     logits, probs = problem((4, 3), torch.float32)
     loss = collision_cross_entropy(logits, probs)
@@ -195,7 +219,7 @@ def test_large_gradients_of_the_loss_do_not_overflow() -> None:
 # --- derivatives ----------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("block")
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("shape", [(4,), (5, 4), (2, 3, 2)])
 def test_gradcheck_of_the_logits_alone(shape: tuple[int, ...]) -> None:
     logits, probs = problem(shape, scale=1.0)
@@ -203,11 +227,12 @@ def test_gradcheck_of_the_logits_alone(shape: tuple[int, ...]) -> None:
     def loss(z: Tensor) -> Tensor:
         return collision_cross_entropy(z, probs, reduction="none", label_smoothing=0.1)
 
-    assert in_blocks(loss(logits))
+    assert is_fused(loss(logits))
     assert gradcheck(loss, logits, check_forward_ad=True, check_batched_grad=True)
     assert gradgradcheck(loss, logits, check_batched_grad=True)
 
 
+@pytest.mark.usefixtures("way")
 def test_third_derivatives_and_weak_rows() -> None:
     logits = torch.tensor([[0.3, -1.0, 2.0], [900.0, 0.0, 1.0]], dtype=torch.float64)
     probs = torch.tensor([[0.2, 0.0, 0.8], [0.0, 0.5, 0.5]], dtype=torch.float64)
@@ -255,7 +280,7 @@ def test_functional_transforms_and_forward_mode() -> None:
     torch.testing.assert_close(slope, (expected * tangent).sum())
 
 
-def test_compiles_in_one_graph_without_blocks() -> None:
+def test_compiles_in_one_graph_of_plain_operations() -> None:
     logits, probs = problem((6, 5), torch.float32)
     compiled = torch.compile(collision_cross_entropy, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(gradient(compiled, logits, probs), gradient(composed, logits, probs))
@@ -283,16 +308,10 @@ def test_subclasses_keep_their_rules() -> None:
     marked = logits.detach().as_subclass(Marked).requires_grad_()
     loss = collision_cross_entropy(marked, probs)
     assert isinstance(loss, Marked)
-    assert not in_blocks(loss)
+    assert not is_fused(loss)
 
 
 # --- threads --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def three_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "_BLOCK", 100)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
 
 
 @pytest.mark.usefixtures("three_threads")
@@ -307,10 +326,10 @@ def test_threads_in_inference_mode_and_under_autocast() -> None:
 
 @pytest.mark.usefixtures("three_threads")
 def test_an_error_in_a_thread_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(x: Tensor) -> Tensor:
+    def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(blocks, "_exp", fail)
+    monkeypatch.setattr(numba_rows, "_collide_short_rows", fail)
     with pytest.raises(MemoryError):
         collision_cross_entropy(*problem((40, 30)))
 
@@ -329,21 +348,42 @@ def test_a_forked_process_starts_its_own_threads() -> None:
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_the_number_of_torch_threads_stays() -> None:
-    before = torch.get_num_threads()
-    blocks._threads.cache_clear()
-    torch.set_num_threads(3)
-    try:
-        collision_cross_entropy(*problem((400, 2000)))
-        assert torch.get_num_threads() == 3
-        assert blocks._threads(3).submit(torch.get_num_threads).result() == 1
-    finally:
-        torch.set_num_threads(before)
+# --- compiled functions ---------------------------------------------------------------------
+
+
+@compiled
+def _exponentials(x, out):  # type: ignore[no-untyped-def]
+    for i in range(len(x)):
+        out[i] = numba_rows._exp(x[i])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_exponential_is_right_to_the_last_digit(dtype: type[np.floating]) -> None:
+    least = 0.8 * math.log(np.finfo(dtype).tiny)
+    x = np.concatenate([np.linspace(least * 0.9999, 0, 100_001), -np.geomspace(1e-30, 1, 1000)])
+    x = np.append(x, [-0.0, least * 1.0001, -1e4, -np.inf, np.nan]).astype(dtype)
+    found = np.empty_like(x)
+    _exponentials(x, found)
+    expected = np.exp(x.astype(np.longdouble)).astype(dtype)
+    expected[-4:-1] = 0
+    np.testing.assert_array_max_ulp(found[:-1], expected[:-1], 2)
+    assert np.isnan(found[-1])
+
+
+def test_bfloat16_is_rounded_as_torch_rounds_it() -> None:
+    # exp(0) · (of_collision · 1 - 0): the gradient is what is given.
+    given = torch.randn(2000, generator=torch.Generator().manual_seed(0)).repeat(3)
+    given[:6] = torch.tensor([1.00390625, 1.01171875, math.inf, -math.inf, math.nan, 3.4e38])
+    logits, probs = torch.zeros(2, 6000, 1, dtype=torch.bfloat16)
+    found = numba_rows.differentiate(logits, probs + 1, *torch.zeros(2, 6000, 1), given)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found[:, 0], given.bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 
 # --- what it is for -------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_nothing_but_the_inputs_is_kept_for_each_class(dtype: torch.dtype) -> None:
     logits, probs = problem((30, 50), dtype)
@@ -359,5 +399,5 @@ def test_nothing_but_the_inputs_is_kept_for_each_class(dtype: torch.dtype) -> No
 def test_the_composed_way_stays_for_class_ids() -> None:
     logits, probs = problem((6, 5))
     ids = probs.argmax(1)
-    assert not in_blocks(collision_cross_entropy(logits, ids, label_smoothing=0.1))
+    assert not is_fused(collision_cross_entropy(logits, ids, label_smoothing=0.1))
     assert torch.equal(collision_cross_entropy(logits, ids), F.cross_entropy(logits, ids))
