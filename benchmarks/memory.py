@@ -12,7 +12,6 @@ that of the predictions.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 from circumstances import circumstances
+from resident import forget_peak, resident, return_freed
 
 from coincide import solve_pseudo_labels
 from coincide.pseudolabels.kernels import COMPILE_PAYS
@@ -38,20 +38,13 @@ def predictions(rows: int, classes: int) -> torch.Tensor:
     return logits.exp_().div_(logits.sum(1, keepdim=True))
 
 
-def resident(kind: str) -> int:
-    """Return bytes of resident memory: ``VmRSS`` now, ``VmHWM`` at its highest."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    line = next(line for line in status if line.startswith(kind))
-    return 1024 * int(line.split()[1])
-
-
 def measure(rows: int, classes: int, solver: str) -> dict[str, Any]:
     """Solve once in this process and return what it took."""
     solve_pseudo_labels(predictions(COMPILE_PAYS // classes, classes), solver=solver, max_iter=3)
-    ctypes.CDLL(None).malloc_trim(0)  # what that solve let go of must not be there to be reused
+    return_freed()
     before = resident("VmRSS")
     probs = predictions(rows, classes)
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets VmHWM
+    forget_peak()
     started = time.perf_counter()
     found = solve_pseudo_labels(probs, solver=solver, max_iter=SWEEPS.get(solver))
     seconds = time.perf_counter() - started
