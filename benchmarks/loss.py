@@ -34,7 +34,7 @@ from torch.nn.functional import cross_entropy
 
 from coincide import collision_cross_entropy
 
-PACKAGES = ("coincide", "torch", "numpy")
+PACKAGES = ("coincide", "torch", "numpy", "numba")
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "collision_cross_entropy": collision_cross_entropy,
     "torch cross_entropy": cross_entropy,

@@ -143,6 +143,9 @@ def collision_cross_entropy(
     nothing of the size of the input is kept but the input and the target: change neither in place
     before the backward pass.
 
+    There, too, an input of 100,000 entries or more goes through compiled code: a process loads it
+    in half a second, and the first on a machine compiles it, for a second or two.
+
     Examples
     --------
     >>> logits = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
