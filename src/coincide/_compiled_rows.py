@@ -14,6 +14,10 @@ import torch
 
 T = TypeVar("T")
 
+_ENTRIES_PER_THREAD = 100_000
+_ENTRIES_PER_BLOCK = 4096
+_LEAST_ROWS = 128
+
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that is compiled at its first call, and kept on disk for other processes.
@@ -31,19 +35,15 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return kept
 
 
-_ENTRIES_PER_THREAD = 100_000
-_ENTRIES_PER_BLOCK = 4096
-_LEAST_ROWS = 128
-
-
 @functools.cache
 def _threads(count: int) -> ThreadPoolExecutor:
     """Return the threads that all passes of the process share."""
     return ThreadPoolExecutor(count)
 
 
-# Threads do not survive a fork.
-os.register_at_fork(after_in_child=_threads.cache_clear)
+if hasattr(os, "register_at_fork"):
+    # Threads do not survive a fork.
+    os.register_at_fork(after_in_child=_threads.cache_clear)
 
 
 class BlockedRows:
