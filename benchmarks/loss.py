@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -39,17 +40,16 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "collision_cross_entropy": collision_cross_entropy,
     "torch cross_entropy": cross_entropy,
 }
-SHAPES = ((4096, 1000), (65_536, 1000), (4096, 50_000))
+SHAPES = ((4096, 1000), (65_536, 1000), (4096, 50_000), (1_000_000, 10), (8, 21, 256, 256))
 WARM_UP = 2
 SMALL = 200_000  # entries, for which code is loaded and compiled
 
 
 @dataclass(frozen=True)
 class Case:
-    """A batch of logits and soft targets from a seed."""
+    """A batch of logits and soft targets from a seed, of shape (N, K, d1, ...)."""
 
-    rows: int
-    classes: int
+    shape: tuple[int, ...]
     dtype: str
     threads: int
 
@@ -57,7 +57,7 @@ class Case:
         """Return logits and probabilities, made in place: nothing larger is ever allocated."""
         torch.set_num_threads(self.threads)
         torch.manual_seed(0)
-        logits = torch.empty(self.rows, self.classes, dtype=getattr(torch, self.dtype))
+        logits = torch.empty(self.shape, dtype=getattr(torch, self.dtype))
         probs = torch.empty_like(logits).exponential_()
         probs.div_(probs.sum(1, keepdim=True))
         return logits.normal_(0, 3).requires_grad_(), probs
@@ -82,7 +82,7 @@ def times(case: Case, rounds: int) -> dict[str, list[float]]:
 def peak(case: Case, name: str) -> int:
     """Return the bytes by which the peak resident set grows over the inputs."""
     logits, probs = case.inputs()
-    few = slice(0, max(16, SMALL // case.classes))
+    few = slice(0, math.ceil(SMALL / math.prod(case.shape[1:])))
     step(name, logits[few].detach().clone().requires_grad_(), probs[few])
     return_freed()
     forget_peak()
@@ -107,7 +107,7 @@ def compare(case: Case, rounds: int) -> dict[str, Any]:
     found = {
         **asdict(case),
         "rounds": rounds,
-        "logits_bytes": case.rows * case.classes * getattr(torch, case.dtype).itemsize,
+        "logits_bytes": math.prod(case.shape) * getattr(torch, case.dtype).itemsize,
         "seconds": {name: float(f"{median(each):.4g}") for name, each in seconds.items()},
         "peak_bytes": peaks,
         "time_ratio": round(median(ratios), 3),
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     cases = [
-        compare(Case(*shape, dtype, threads), arguments.rounds)
+        compare(Case(shape, dtype, threads), arguments.rounds)
         for shape, dtype, threads in product(SHAPES, ("float32", "bfloat16"), (1, 2))
     ]
     results = {**circumstances("loss.py", PACKAGES), "cases": cases}
