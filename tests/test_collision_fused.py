@@ -352,7 +352,7 @@ def test_a_forked_process_starts_its_own_threads() -> None:
 
 
 @compiled
-def _exponentials(x, out):  # type: ignore[no-untyped-def]
+def _exponentials(x: np.ndarray, out: np.ndarray) -> None:
     for i in range(len(x)):
         out[i] = numba_rows._exp(x[i])
 

@@ -4,6 +4,9 @@ The two passes are those of :mod:`coincide.losses.fused`, for large inputs on a 
 classes of a row lie side by side, the innermost loops run along them; where they lie in planes,
 as those of images do, along the rows, so that both are vectorized. Rows of few classes are laid
 in planes first, some rows at a time. bfloat16 is read and written as the upper half of a float32.
+
+What depends on the type of a number is an ``@overload``: the function of its name only says what it
+does, and the compiler takes the one for the type.
 """
 
 from __future__ import annotations
@@ -121,7 +124,7 @@ def _entry_of_type(x, like):
     def rounded(x, like):
         bits = np.float32(x).view(np.uint32)
         half = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))  # ties to even
-        return np.uint16(0x7FC0) if x != x else np.uint16((bits + half) >> np.uint32(16))  # noqa: PLR0124
+        return np.uint16(0x7FC0) if np.isnan(x) else np.uint16((bits + half) >> np.uint32(16))
 
     return rounded
 
