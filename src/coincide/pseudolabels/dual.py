@@ -20,6 +20,7 @@ the step, it takes over.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -27,7 +28,6 @@ from scipy.linalg import lapack
 from torch import Tensor
 
 from coincide.pseudolabels.kernels import Minimizers, RowMinimizers, near_candidates
-from coincide.pseudolabels.kernels.blas import one_blas_thread
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Problem
 
@@ -46,19 +46,33 @@ _ROUNDING = 1e-14
 
 @dataclass(frozen=True)
 class Point:
-    """The dual at one point: its value, slope and curvature, and the gap of the rows' answer."""
+    """The dual at one point: its value and slope, and the gap of the rows' answer.
 
+    ``edges`` are the rows split between two classes, ``steep·K + flat``, and ``rates`` how fast
+    they move mass, ``ω/(w_k - w_l)²``; all ``(M,)``, the rate of a row on one class is 0.
+    """
+
+    problem: Problem
     multipliers: Vector
     value: float
     slope: Vector
-    curvature: Vector
     gap: float
     rows: Minimizers
+    edges: Tensor
+    rates: Tensor
 
     @property
     def off(self) -> float:
         """How much mass the classes have too much or too little, in all."""
         return float(np.abs(self.slope).sum())
+
+    @cached_property
+    def curvature(self) -> Vector:
+        """Minus the second derivative, ``(K, K)``."""
+        problem = self.problem
+        return _laplacian(problem, self.edges, self.rates) + problem.objective.coupling.stiffness(
+            self.multipliers, problem.prior, problem.fairness
+        )
 
 
 class Ascent:
@@ -116,24 +130,25 @@ class Ascent:
 
 
 def evaluate(problem: Problem, search: RowMinimizers, multipliers: Vector) -> Point:
-    """Return the dual at ``w``: ``D``, ``a(w) - ȳ(w)``, minus the second derivative, the gap.
+    """Return the dual at ``w``: ``D``, ``a(w) - ȳ(w)``, the gap, and what its curvature asks for.
 
     The gap is what Fenchel's inequality leaves open between ``w`` and the mean label.
     """
     coupling, prior, fairness = problem.objective.coupling, problem.prior, problem.fairness
     rows = search.minimize(multipliers)
-    free, split, own_value = problem.summed(*_sums(rows, problem.weights.double(), len(prior)))
+    free, own_value = problem.summed(*_sums(rows, problem.weights.double(), len(prior)))
     mean_label = free + problem.held
     conjugate = coupling.conjugate(multipliers, prior, fairness)
     value = float(own_value) - float(multipliers @ problem.held) - conjugate
     return Point(
+        problem=problem,
         multipliers=multipliers,
         value=value + problem.held_loss,
         slope=coupling.proposal(multipliers, prior, fairness) - mean_label,
-        curvature=_laplacian(split, (multipliers - multipliers[:, None]) ** 2)
-        + coupling.stiffness(multipliers, prior, fairness),
         gap=problem.coupling_gap(mean_label, multipliers),
         rows=rows,
+        edges=torch.add(rows.flat, rows.steep, alpha=len(prior)),
+        rates=_rates(problem, rows, multipliers),
     )
 
 
@@ -145,27 +160,30 @@ def answer_labels(problem: Problem, point: Point) -> Tensor:
     return labels.scatter_add_(1, rows.steep[:, None], rows.share[:, None].to(labels))
 
 
-def _sums(rows: Minimizers, weights: Tensor, classes: int) -> tuple[Vector, Vector, Vector]:
-    """Return the rows' mean label, the weight split between every two classes, the mean value."""
+def _sums(rows: Minimizers, weights: Tensor, classes: int) -> tuple[Vector, Vector]:
+    """Return the rows' mean label and their mean value."""
     steep, share = rows.steep, rows.share
     on_steep = weights * share
     answer = torch.bincount(steep, on_steep, classes)
     answer += torch.bincount(rows.flat, weights - on_steep, classes)
-    split = torch.where((share > 0) & (share < 1), weights, 0.0)
-    edges = torch.bincount(torch.add(rows.flat, steep, alpha=classes), split, classes**2)
-    return (
-        answer.cpu().numpy(),
-        edges.cpu().numpy().reshape(classes, classes),
-        (weights @ rows.values).cpu().numpy(),
-    )
+    return answer.cpu().numpy(), (weights @ rows.values).cpu().numpy()
 
 
-def _laplacian(mass: Vector, widths: Vector | float) -> Vector:
-    """Return the curvature of a graph of the classes with edges of weight ``mass/widths``."""
-    graph = mass / np.where(mass > 0, widths, 1.0)
-    graph = graph + graph.T
-    laplacian: Vector = -graph
-    laplacian.flat[:: len(mass) + 1] += graph.sum(1)
+def _rates(problem: Problem, rows: Minimizers, multipliers: Vector) -> Tensor:
+    """Return how fast every row moves mass between its classes, ``ω/(w_k - w_l)²``; 0 on one."""
+    w = torch.from_numpy(multipliers).to(rows.share)
+    widths = (w[rows.steep] - w[rows.flat]) ** 2
+    split = (rows.share > 0) & (rows.share < 1)
+    return torch.where(split, problem.weights.double() / widths, 0.0)
+
+
+def _laplacian(problem: Problem, edges: Tensor, rates: Tensor) -> Vector:
+    """Return the curvature of a graph of the classes, from the rates of its edges ``k·K + l``."""
+    size = len(problem.prior)
+    one_way = torch.bincount(edges, rates, size**2).double().cpu().numpy().reshape(size, size)
+    (one_way,) = problem.summed(one_way)
+    laplacian: Vector = -one_way - one_way.T
+    laplacian.flat[:: size + 1] -= laplacian.sum(1)
     return laplacian
 
 
@@ -177,8 +195,7 @@ def _turning(problem: Problem, point: Point) -> Vector:
     """
     if np.ptp(point.multipliers) > 0:
         return np.zeros_like(point.curvature)
-    size = len(point.multipliers)
-    mass = np.zeros((size, size))
+    edges, rates = point.edges[:0], point.rates[:0]
     if len(problem.probs):
         rows, classes = near_candidates(
             problem.backend,
@@ -188,10 +205,9 @@ def _turning(problem: Problem, point: Point) -> Vector:
             slack=_TURNING,
             most=2,
         )
-        edges = torch.add(classes[:, -1], classes[:, 0], alpha=size)
-        counted = torch.bincount(edges, problem.weights[rows].double(), size**2)
-        mass = counted.cpu().numpy().reshape(size, size)
-    return _laplacian(problem.summed(mass)[0], _TURNING)
+        edges = torch.add(classes[:, -1], classes[:, 0], alpha=len(problem.prior))
+        rates = problem.weights[rows].double() / _TURNING
+    return _laplacian(problem, edges, rates)
 
 
 def newton_change(model: Vector, slope: Vector, damping: float = 0.0) -> Vector:
@@ -206,8 +222,7 @@ def newton_change(model: Vector, slope: Vector, damping: float = 0.0) -> Vector:
         return change
     system = model.copy()
     system.flat[:: len(slope) + 1] += damping * diagonal + _RIDGE * diagonal.max()
-    with one_blas_thread(len(slope)):
-        _, change, info = lapack.dposv(system, slope, overwrite_a=1)
+    _, change, info = lapack.dposv(system, slope, overwrite_a=1)
     return change if info == 0 else slope / diagonal
 
 

@@ -32,7 +32,6 @@ from scipy.linalg import lapack
 from torch import Tensor
 
 from coincide.pseudolabels.kernels import RowKernels, StepArrays
-from coincide.pseudolabels.kernels.blas import one_blas_thread
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Problem, row_parts
 
@@ -243,9 +242,8 @@ class _Coupling:
         system = self._gram * -self._root[:, None]
         system *= self._root
         system.flat[:: len(off) + 1] = 1 + self._diagonal * curvature
-        with one_blas_thread(len(off)):
-            # Symmetric, so its transpose is in the order that LAPACK overwrites.
-            self._factor, info = lapack.dpotrf(system.T, lower=1, overwrite_a=1, clean=0)
+        # Symmetric, so its transpose is in the order that LAPACK overwrites.
+        self._factor, info = lapack.dpotrf(system.T, lower=1, overwrite_a=1, clean=0)
         self.broken = info != 0
 
     def apply(self, vector: Vector) -> Vector:

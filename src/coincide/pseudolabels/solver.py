@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from coincide.pseudolabels.kernels.blas import one_blas_thread
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Certificate, Problem, certify
 
@@ -119,18 +120,19 @@ def run_solver(
         admissible = problem.admissible(labels)
         best.offer(problem, admissible, certify(problem, admissible))
     n_iter = 0
-    state: State = solver.start(problem, labels, tol)
-    if solver.estimates_gap and state.expected_gap <= tol:
-        best.take(problem, state)
-    while not best.final and not state.stalled and n_iter < max_iter:
-        state = solver.step(problem, state)
-        n_iter += 1
-        promising = solver.minimizes and state.expected_gap <= max(tol, _CLOSE)
-        last = state.stalled or n_iter == max_iter
-        if last or (promising and n_iter % solver.check_every == 0):
+    with one_blas_thread(len(problem.prior)):
+        state: State = solver.start(problem, labels, tol)
+        if solver.estimates_gap and state.expected_gap <= tol:
             best.take(problem, state)
-    if best.certificate is None:
-        best.take(problem, state)
+        while not best.final and not state.stalled and n_iter < max_iter:
+            state = solver.step(problem, state)
+            n_iter += 1
+            promising = solver.minimizes and state.expected_gap <= max(tol, _CLOSE)
+            last = state.stalled or n_iter == max_iter
+            if last or (promising and n_iter % solver.check_every == 0):
+                best.take(problem, state)
+        if best.certificate is None:
+            best.take(problem, state)
     assert best.labels is not None
     assert best.certificate is not None
     converged = best.certificate.within(tol)
@@ -142,13 +144,14 @@ def run_uncertified(solver: Solver, problem: Problem, *, tol: float, max_iter: i
 
     It saves the passes that a certificate takes: for labels inside a training step.
     """
-    state: State = solver.start(problem, None, tol)
     n_iter = 0
-    expects = solver.estimates_gap and state.expected_gap <= tol
-    while not expects and not state.stalled and n_iter < max_iter:
-        state = solver.step(problem, state)
-        n_iter += 1
-        expects = state.expected_gap <= tol and n_iter % solver.check_every == 0
+    with one_blas_thread(len(problem.prior)):
+        state: State = solver.start(problem, None, tol)
+        expects = solver.estimates_gap and state.expected_gap <= tol
+        while not expects and not state.stalled and n_iter < max_iter:
+            state = solver.step(problem, state)
+            n_iter += 1
+            expects = state.expected_gap <= tol and n_iter % solver.check_every == 0
     labels = problem.admissible(state.labels).to(problem.probs)
     return Outcome(labels, n_iter, expects, None, state.multipliers)
 

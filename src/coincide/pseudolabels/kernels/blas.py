@@ -15,7 +15,10 @@ _THREADED_FROM = 64  # classes: below, BLAS does not use its pool
 
 
 def one_blas_thread(n_classes: int) -> AbstractContextManager[object]:
-    """Return a context in which products and factors of K×K stay on the calling thread."""
+    """Return a context in which products and factors of K×K stay on the calling thread.
+
+    To enter it takes some 0.1 ms: solvers do so once for all their steps.
+    """
     if n_classes < _THREADED_FROM:
         return nullcontext()
     limited: AbstractContextManager[object] = _controller().limit(limits=1, user_api="blas")

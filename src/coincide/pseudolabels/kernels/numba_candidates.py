@@ -204,9 +204,10 @@ class NumbaCandidateRows:
         self._g, self._iy, self._iz, self._first, self._second = (
             np.empty_like(self._probs) for _ in range(5)
         )
+        self._work = BlockedRows(n_rows, width)
         # A thread pays where it has more products to add up than a K×K sum of its own has entries.
         many = n_classes**2 <= n_rows * width**2
-        self._work = BlockedRows(n_rows, width**2 if many else 1)
+        self._products = BlockedRows(n_rows, width**2 if many else 1)
 
     def load(self, labels: Tensor, slacks: Tensor) -> StepArrays:
         """Take the first iterate; its tensors are the kernels' own from here on."""
@@ -216,13 +217,13 @@ class NumbaCandidateRows:
     def _iterate(self) -> StepArrays:
         return StepArrays(torch.from_numpy(self._y), torch.from_numpy(self._zeta))
 
-    def _vectors(self) -> Array:
-        return np.zeros((self._work.count, 2, self._n_classes))
+    def _vectors(self, work: BlockedRows) -> Array:
+        return np.zeros((work.count, 2, self._n_classes))
 
     def factor(self) -> Factors:
         """Factor every row's Hessian and sum what the coupling needs."""
-        vectors = self._vectors()
-        grams = np.zeros((self._work.count, self._n_classes, self._n_classes))
+        vectors = self._vectors(self._products)
+        grams = np.zeros((self._products.count, self._n_classes, self._n_classes))
 
         def work(number: int, rows: tuple[int, int]) -> float:
             return float(
@@ -233,14 +234,14 @@ class NumbaCandidateRows:
                 )
             )  # fmt: skip
 
-        complementarity = sum(self._work.each(work))
-        half = grams[0] if self._work.count == 1 else grams.sum(0)
+        complementarity = sum(self._products.each(work))
+        half = grams[0] if len(grams) == 1 else grams.sum(0)
         pull, mean_label = vectors.sum(0)
         return Factors(half + half.T, pull, mean_label, complementarity)
 
     def predict(self, shift: Vector) -> Prediction:
         """Find the affine direction for the right-hand side ``g + shift``."""
-        vectors, relative = self._vectors(), shift - shift.max()
+        vectors, relative = self._vectors(self._work), shift - shift.max()
         sums = np.empty((self._work.count, 4))
 
         def work(number: int, rows: tuple[int, int]) -> None:

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coincide._compiled_rows import BlockedRows, compiled
-from coincide.pseudolabels.kernels.blas import one_blas_thread
 from coincide.pseudolabels.kernels.contract import (
     MOST_BEND,
     Extents,
@@ -354,8 +353,7 @@ class NumbaRows:
                 gram += product @ product.T
             return complementarity, gram
 
-        with one_blas_thread(self._classes):
-            parts = self._work.each(work)
+        parts = self._work.each(work)
         gram = sum(part for _, part in parts)
         pull, mean_label = vectors.sum(0)
         return Factors(np.asarray(gram), pull, mean_label, sum(part for part, _ in parts))
