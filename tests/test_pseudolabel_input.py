@@ -10,6 +10,8 @@ import torch
 
 from coincide import solve_pseudo_labels
 from coincide.pseudolabels import SOLVERS, ProjectedGradient
+from coincide.pseudolabels.reduction import reduce_problem
+from coincide.pseudolabels.solve import check_solver
 from problems import prior_with_first, random_labels, random_probs
 
 PROBS = random_probs(6, 3)
@@ -215,12 +217,25 @@ def test_prior_and_weights_of_other_dtypes_and_kinds() -> None:
     assert mixed.objective == pytest.approx(plain.objective, abs=2e-6)
 
 
-def test_too_many_classes_for_a_dense_system_name_the_way_out() -> None:
+def test_too_many_unknowns_for_a_dense_system_name_the_way_out() -> None:
+    """Shannon's row loss has one a class; of collision cross-entropy two a row are enough."""
     probs = np.full((1, 100_000), 1e-5)
-    for solver in ("active-set", "interior-point"):
-        with pytest.raises(ValueError, match=r"K = 100,000 is more than 10,000\. Take '"):
-            solve_pseudo_labels(probs, solver=solver)
-    assert solve_pseudo_labels(probs, max_iter=1).solver == "em"
+    with pytest.raises(ValueError, match=r"100,000 unknowns, more than 10,000\. Take '"):
+        solve_pseudo_labels(probs, objective="ce+kl", solver="interior-point")
+    automatic = solve_pseudo_labels(probs, objective="ce+kl", max_iter=1)
+    assert automatic.solver == "projected-gradient"
     found = solve_pseudo_labels(probs, solver="projected-gradient", fairness=1.0)
     assert found.converged
     assert found.objective == pytest.approx(np.log(100_000))
+
+
+@pytest.mark.parametrize("solver", ["active-set", "interior-point"])
+def test_many_rows_of_too_many_classes_are_refused(solver: str) -> None:
+    probs = torch.full((1, 1), 1 / 20_000).expand(10_000, 20_000)
+    problem = reduce_problem(
+        probs, prior=np.full(20_000, 1 / 20_000), fairness=1.0, objective="cce+", backend="torch"
+    ).problem
+    with pytest.raises(ValueError, match=r"10,000 × 20,000 that is 20,000 unknowns"):
+        SOLVERS[solver].start(problem, None, 1e-6)
+    for n_rows, expected in ((5_000, "active-set"), (5_001, "em"), (10_000, "em")):
+        assert check_solver("auto", "cce+", "test", 20_000, n_rows).name == expected

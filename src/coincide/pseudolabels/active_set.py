@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coincide.pseudolabels.coupling import check_unknowns
 from coincide.pseudolabels.dual import Ascent, Point, answer_labels, evaluate, newton_change
 from coincide.pseudolabels.interior_point import InteriorPoint, InteriorPointState
 from coincide.pseudolabels.kernels import RowMinimizers, row_minimizers
@@ -31,7 +32,6 @@ from coincide.pseudolabels.working_set import (
     start_near,
 )
 
-_MOST_CLASSES = 10_000
 _FAR = 0.05  # share of the mass in the wrong class, from which equal multipliers are better
 _MOST_SLACK = 8.0
 _REACH = 2.0  # slack of the first working set, in units of the multipliers' last change
@@ -41,6 +41,7 @@ _WIDER = 4.0  # the slack is so many times as large from then on
 _SPARE = 8.0  # rows that a class chooses from beside those it asks for, for each of them misplaced
 _CANDIDATES = 4  # that a row chooses at most, and as many more in every round as the following
 _MORE_CANDIDATES = 2
+_CROWD, _MORE_OF_A_CROWD, _SPARE_IN_A_CROWD = 16, 8, 16.0  # where classes are many to a row
 _MOST_ROUNDS = 12
 _WIDE = 0.5  # share of the classes that a row would have far from the optimum, and
 _MANY = 0.6  # of all entries, from which it is quicker to solve for all at once
@@ -122,12 +123,7 @@ class ActiveSet:
 
     def start(self, problem: Problem, labels: Tensor | None, tol: float) -> ActiveSetState:
         """Evaluate the dual at the problem's guess, at what labels propose, or at the prior."""
-        classes = problem.probs.shape[1]
-        if classes > _MOST_CLASSES:
-            raise ValueError(
-                f"The 'active-set' solver solves a dense system of K×K, and K = {classes:,} is"
-                f" more than {_MOST_CLASSES:,}. Take 'projected-gradient', or 'em' for 'cce+'."
-            )
+        check_unknowns(problem, self.name)
         search = row_minimizers(problem.backend, problem.probs)
         state = ActiveSetState(problem, search, tol, pace_of(problem, tol))
         proposed = _proposed(problem, labels)
@@ -225,18 +221,25 @@ def _choose(
     state.rounds += 1
     if state.pace.whole or state.rounds > _MOST_ROUNDS:
         return None
-    most = _CANDIDATES + _MORE_CANDIDATES * state.rounds
+    crowded = state.pace.crowded
+    first, more, spare = _CANDIDATES, _MORE_CANDIDATES, _SPARE
+    if crowded:
+        first, more, spare = _CROWD, _MORE_OF_A_CROWD, _SPARE_IN_A_CROWD
+    most = first + more * state.rounds
     if last is None:
         assert state.ascent is not None
         near = point is state.ascent.trial
-        if not near and most + _SPARE * point.off > _WIDE * len(point.multipliers):
+        if not near and most + spare * point.off > _WIDE * len(point.multipliers):
             return None
         slack = min(_REACH * state.ascent.reach, _MOST_SLACK) if near else _MOST_SLACK
-        working = first_working_set(state.problem, point, slack, most, _SPARE)
-        if working.entries() > _MANY * state.problem.entries():
+        working = first_working_set(state.problem, point, slack, most, spare)
+        if not crowded and working.entries() > _MANY * state.problem.entries():
             return None
     else:
-        slack = min(float(np.abs(newton_change(point.curvature, point.slope)).max()), state.near)
+        slack = state.near
+        if not crowded:
+            change = newton_change(point.curvature, point.slope)
+            slack = min(float(np.abs(change).max()), slack)
         kept = last[0].candidates(last[1])
         working = next_working_set(state.problem, point, slack, most, kept)
     return working if working.can_move else None

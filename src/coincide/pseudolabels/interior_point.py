@@ -5,17 +5,14 @@ Primal-dual steps on the KKT conditions, with row gradients ``-g_i - w``, ``w = 
     -g_ik - w_k + ν_i - ζ_ik = 0,   Σ_k y_ik = 1,   y_ik ζ_ik = μ -> 0.
 
 All coupling between rows goes through the mean label. Every row's Hessian is diagonal plus rank
-one and is eliminated in O(K) by the row kernels; what remains is one K×K positive definite
-system for ``s = -Δw``, with ``h = Φ''(ȳ)``, here in the symmetric form
+one and is eliminated in O(K) by the row kernels; what remains is one positive definite system for
+``s = -Δw`` (``coupling.py``), and ``Δy_i = P_i (r_i - s)``.
 
-    (I + √h (Σ_i ω_i P_i) √h) s/√h = √h Σ_i ω_i P_i r_i + (w + Φ'(ȳ))/√h,   Δy_i = P_i (r_i - s)
-
-that holds for ``h = 0`` too. The multipliers ``w`` are iterated beside the labels: near the
-optimum rounding moves ``ȳ`` far more than them, and they give the better lower bound. Mehrotra's
-predictor-corrector chooses the centering; its second-order term is limited entry by entry where
-the predictor goes farther than it can be trusted (see the kernels' contract), and labels and
-multipliers take steps of their own length. The row multipliers ``ν`` never appear: the projections
-``P_i`` remove every row constant.
+The multipliers ``w`` are iterated beside the labels: near the optimum rounding moves ``ȳ`` far more
+than them, and they give the better lower bound. Mehrotra's predictor-corrector chooses the
+centering; its second-order term is limited entry by entry where the predictor goes farther than it
+can be trusted (see the kernels' contract), and labels and multipliers take steps of their own
+length. The row multipliers ``ν`` never appear: the projections ``P_i`` remove every row constant.
 
 The first iterate has every row near its own central path, ``y_ik ζ_ik = μ_k`` for a gap ``Σμ`` of a
 few units of the loss: one secular equation a row, as in EM's M-step.
@@ -28,14 +25,13 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy.linalg import lapack
 from torch import Tensor
 
+from coincide.pseudolabels.coupling import check_unknowns, coupling_of
 from coincide.pseudolabels.kernels import RowKernels, StepArrays
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Problem, row_parts
 
-_MOST_CLASSES = 10_000
 _TO_BOUNDARY = 0.995
 _CENTERING_POWER = 3
 _MOST_CENTERING = 0.4  # more, and steps that center and steps that advance can go in circles
@@ -97,12 +93,7 @@ class InteriorPoint:
 
     def start(self, problem: Problem, labels: Tensor | None, tol: float) -> InteriorPointState:
         """Return an interior iterate, from the given labels or near the rows' central paths."""
-        classes = len(problem.prior)
-        if classes > _MOST_CLASSES:
-            raise ValueError(
-                f"The 'interior-point' solver solves a dense system of K×K, and K = {classes:,} is"
-                f" more than {_MOST_CLASSES:,}. Take 'projected-gradient', or 'em' for 'cce+'."
-            )
+        check_unknowns(problem, self.name)
         shares = _first_shares(problem)
         mean_label = problem.mass() * shares + problem.held
         if labels is not None:
@@ -137,7 +128,7 @@ class InteriorPoint:
         factors = kernels.factor()
         mean_label = factors.mean_label + problem.held
         off = state.multipliers - problem.multipliers(mean_label)
-        coupling = _Coupling(factors.gram, problem.curvature(mean_label), off)
+        coupling = coupling_of(factors.gram, problem.curvature(mean_label), off)
         if coupling.broken:
             state.stalled = True
             return state
@@ -227,42 +218,6 @@ def _centered(rows: Tensor, w: Tensor, shares: Tensor, *, collision: bool) -> tu
     torch.add(below, level, out=y).reciprocal_().mul_(target)
     y /= y.sum(0)
     return y, target / y
-
-
-class _Coupling:
-    """The K×K system that ties the rows together through the mean label, on the CPU."""
-
-    def __init__(self, gram: Vector, curvature: Vector, off: Vector) -> None:
-        self._gram = gram
-        np.fill_diagonal(self._gram, 0)
-        # The rows of Σ P_i sum to 0: their diagonal follows from the rest without cancellation.
-        self._diagonal = self._gram.sum(1)
-        self._root = np.sqrt(curvature)
-        self._off = np.divide(off, self._root, out=np.zeros_like(off), where=self._root > 0)
-        system = self._gram * -self._root[:, None]
-        system *= self._root
-        system.flat[:: len(off) + 1] = 1 + self._diagonal * curvature
-        # Symmetric, so its transpose is in the order that LAPACK overwrites.
-        self._factor, info = lapack.dpotrf(system.T, lower=1, overwrite_a=1, clean=0)
-        self.broken = info != 0
-
-    def apply(self, vector: Vector) -> Vector:
-        """Return ``(Σ_i ω_i P_i) vector``."""
-        product: Vector = self._diagonal * vector - self._gram @ vector
-        return product
-
-    def answer(self, change: Vector) -> Vector:
-        """Return ``Δȳ``, from ``s = -Δw``; 0 where the coupling has no curvature."""
-        curved = self._root > 0
-        moved: Vector = np.divide(change, self._root, out=np.zeros_like(change), where=curved)
-        moved -= self._off
-        return np.divide(moved, self._root, out=moved, where=curved)
-
-    def solve(self, pull: Vector) -> Vector:
-        """Return ``s = -Δw``, from ``pull = Σ_i ω_i P_i r_i``."""
-        scaled, _ = lapack.dpotrs(self._factor, self._root * pull + self._off, lower=1)
-        change: Vector = self._root * scaled
-        return change
 
 
 def _limit(rate: float) -> float:

@@ -15,7 +15,9 @@ from math import inf, log10
 from coincide.pseudolabels.problem import Problem
 
 _SMALL = 10_000  # entries: up to here the interior point on all is as quick as choosing some
-_MANY_CLASSES = 4  # to a row: no few candidates would do, and the K×K system costs the most
+_MANY_CLASSES = 2  # to a row: its answer to any multipliers is far from the optimum
+_CROWD = 200  # of them at least, so that it pays to solve for the rows instead
+_HUGE_CROWD = 30  # to a row: from here on each would have too many candidates
 _TINY = 5_000  # up to here nothing that could be known before it starts is worth its cost
 _ENTRIES = 10_000.0  # for which a step of the interior point on all costs two of Newton's
 _CHEAP = 0.55  # price of Newton's steps up to which they are tried whatever is asked
@@ -39,6 +41,8 @@ class Pace:
     ----------
     whole : bool
         Whether the interior point will run on all entries.
+    crowded : bool
+        Whether classes are many to a row: then it starts at once, on many candidates.
     tiny : bool
         Whether it is best to start it at once.
     climbs : bool
@@ -52,6 +56,7 @@ class Pace:
     """
 
     whole: bool
+    crowded: bool
     tiny: bool
     climbs: bool
     price: float
@@ -62,7 +67,7 @@ class Pace:
 
     def start(self, slope: float) -> None:
         """Take in the slope at the start: near the optimum Newton's steps are worth a try."""
-        self.climbs |= slope <= _NEARLY_RIGHT
+        self.climbs |= slope <= _NEARLY_RIGHT and not self.crowded
 
     def judge(self, slope: float) -> None:
         """Count a Newton step that led to this slope; stop when they have lost too much.
@@ -87,12 +92,15 @@ def pace_of(problem: Problem, tol: float) -> Pace:
         else 0.0
     )
     converges = tol >= _SHARE_OF_JUMPS * jumps
-    if entries <= _SMALL or classes >= _MANY_CLASSES * rows:
+    if classes >= max(_CROWD, _MANY_CLASSES * rows):
+        whole = entries <= _SMALL or classes >= _HUGE_CROWD * rows
+        return Pace(whole, True, whole, False, 1.0, _STEPS_ON_CANDIDATES, _PATIENCE_TO_CHOOSE)
+    if entries <= _SMALL:
         price = 1 / (1 + entries / _ENTRIES)
         climbs = converges or (price <= _CHEAP and rows > _VERY_FEW_ROWS * classes)
         patience = _PATIENCE_OF_CONVERGING if converges else _PATIENCE
         tiny = entries <= _TINY and not climbs
-        return Pace(True, tiny, climbs, price, _STEPS_OF_A_TENTH, patience)
+        return Pace(True, False, tiny, climbs, price, _STEPS_OF_A_TENTH, patience)
     climbs = converges or rows > _FEW_ROWS * classes
     patience = _PATIENCE_TO_CHOOSE_OF_CONVERGING if converges else _PATIENCE_TO_CHOOSE
-    return Pace(False, False, climbs, 1.0, _STEPS_ON_CANDIDATES, patience)
+    return Pace(False, False, False, climbs, 1.0, _STEPS_ON_CANDIDATES, patience)

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coincide.pseudolabels.kernels import RowKernels, dual_values, row_kernels
+from coincide.pseudolabels.kernels import RowKernels, dual_values, pays_apart, row_kernels
 from coincide.pseudolabels.kernels.shared_rows import NoRows, SharedRows, Sums, sum_together
 from coincide.pseudolabels.objectives import Objective, Vector
 
@@ -145,7 +145,19 @@ class Problem:
         rows = self.kernel_rows
         if not len(rows):
             return NoRows(len(self.prior))
-        return row_kernels(self.backend, rows, self.weights, collision=self.objective.collision)
+        collision = self.objective.collision
+        return row_kernels(self.backend, rows, self.weights, collision=collision, apart=self.apart)
+
+    @property
+    def unknowns(self) -> int:
+        """The unknowns of the dense system that couples the rows: two a row, or one a class."""
+        return 2 * len(self.probs) if self.apart else len(self.prior)
+
+    @property
+    def apart(self) -> bool:
+        """Whether the kernels give the coupling row by row, for the rows are few and all here."""
+        few = pays_apart(len(self.probs), len(self.prior))
+        return few and self.sums is None and self.objective.collision
 
     def at_rows(self, vector: Vector) -> Tensor:
         """Return a K-vector as it stands beside the entries of ``probs``."""

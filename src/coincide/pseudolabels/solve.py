@@ -8,6 +8,7 @@ prior forbids are taken out, and what remains is a :class:`Problem` for the solv
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -25,9 +26,10 @@ from coincide._checks import (
 )
 from coincide.pseudolabels.accelerated_em import AcceleratedEM
 from coincide.pseudolabels.active_set import ActiveSet
+from coincide.pseudolabels.coupling import MOST_UNKNOWNS
 from coincide.pseudolabels.em import ExpectationMaximization
 from coincide.pseudolabels.interior_point import InteriorPoint
-from coincide.pseudolabels.kernels import choose_backend
+from coincide.pseudolabels.kernels import choose_backend, pays_apart
 from coincide.pseudolabels.objectives import OBJECTIVES, Vector
 from coincide.pseudolabels.problem import Certificate, weighted_sum
 from coincide.pseudolabels.projected_gradient import ProjectedGradient
@@ -46,9 +48,6 @@ SOLVERS: dict[str, Solver] = {
     "closed-form": ClosedForm(),
     "sinkhorn": Sinkhorn(),
 }
-
-# Beyond, no solver with a dense K×K system.
-_MOST_CLASSES = 10_000
 
 A = TypeVar("A", NDArray[np.floating], Tensor)
 
@@ -120,9 +119,10 @@ def solve_pseudo_labels(
     objective : {"cce+", "cce", "ce+kl"}
     solver : {"auto", "active-set", "interior-point", "em", ...} or Solver
         A key of ``SOLVERS``. ``"auto"`` takes the fastest exact one: ``"active-set"`` for (11)
-        and (10), ``"interior-point"`` for (5); beyond 10,000 classes ``"em"`` for (11), else
-        ``"projected-gradient"``. ``"em"`` solves (11) only; ``"closed-form"`` (MIADM) and
-        ``"sinkhorn"`` (SeLa) are rules judged by (5). A pair that does not fit is refused.
+        and (10), ``"interior-point"`` for (5); where classes and, under (11) and (10), twice the
+        rows are more than 10,000, ``"em"`` for (11), else ``"projected-gradient"``. ``"em"``
+        solves (11) only; ``"closed-form"`` (MIADM) and ``"sinkhorn"`` (SeLa) are rules judged
+        by (5). A pair that does not fit is refused.
     known : integer array or tensor of shape (M,), optional
         Class ids of the rows whose label is held at the truth; -1 elsewhere.
     init : array or tensor of shape (M, K), or PseudoLabels, optional
@@ -164,7 +164,7 @@ def solve_pseudo_labels(
     check_option(objective, "objective", _OWNER, OBJECTIVES)
     rows = _check_predictions(probs)
     n_rows, n_classes = rows.shape
-    chosen = check_solver(solver, objective, _OWNER, n_classes)
+    chosen = check_solver(solver, objective, _OWNER, n_classes, n_rows)
     work = rows if rows.dtype == torch.float32 and chosen.any_precision else rows.double()
     reduction = reduce_problem(
         work,
@@ -219,12 +219,14 @@ def _run(
     return outcome, outcome.certificate
 
 
-def check_solver(solver: object, objective: str, owner: str, n_classes: int) -> Solver:
+def check_solver(
+    solver: object, objective: str, owner: str, n_classes: int, n_rows: float = math.inf
+) -> Solver:
     """Return the solver of that name, or refuse a pair that does not fit."""
     chosen: object = solver
     if isinstance(solver, str):
         name = check_option(solver, "solver", owner, ("auto", *SOLVERS))
-        chosen = SOLVERS[_automatic(objective, n_classes) if name == "auto" else name]
+        chosen = SOLVERS[_automatic(objective, n_classes, n_rows) if name == "auto" else name]
     if not all(hasattr(chosen, part) for part in ("name", "objectives", "start", "step")):
         raise TypeError(parameter_message("solver", owner, "a name or a solver", solver))
     fitting: Solver = chosen  # type: ignore[assignment]
@@ -240,11 +242,13 @@ def check_solver(solver: object, objective: str, owner: str, n_classes: int) -> 
     return fitting
 
 
-def _automatic(objective: str, n_classes: int) -> str:
-    """Return the fastest exact solver; with too many classes for one, the best that is left."""
-    if n_classes > _MOST_CLASSES:
+def _automatic(objective: str, n_classes: int, n_rows: float) -> str:
+    """Return the fastest exact solver; where it would be too large, the best that is left."""
+    collision = objective in ActiveSet.objectives
+    unknowns = 2 * n_rows if collision and pays_apart(n_rows, n_classes) else n_classes
+    if unknowns > MOST_UNKNOWNS:
         return "em" if objective == "cce+" else "projected-gradient"
-    return "active-set" if objective in ActiveSet.objectives else "interior-point"
+    return "active-set" if collision else "interior-point"
 
 
 def check_prior(prior: object, n_classes: int, owner: str) -> Vector:

@@ -31,7 +31,8 @@ from coincide.pseudolabels.kernels.shared_rows import NoRows
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Problem
 
-_MOST_ADDED = 32  # candidates of a row beside its nearest
+_MOST_ADDED = 32  # candidates of a row beside its nearest, and
+_MOST_ADDED_EACH = 32  # as many more for each class to a row
 _USED = 1e-3  # a label from here on keeps its class a candidate
 _BISECTIONS = 50
 
@@ -61,7 +62,12 @@ class WorkingSet(Problem):
         if not len(self.rows):
             return NoRows(len(self.prior))
         return candidate_kernels(
-            self.backend, self.probs, self.weights, self.classes, len(self.prior)
+            self.backend,
+            self.probs,
+            self.weights,
+            self.classes,
+            len(self.prior),
+            apart=self.apart,
         )
 
     @property
@@ -82,11 +88,17 @@ class WorkingSet(Problem):
         return self.summed(open_rows.cpu().numpy())[0] + self.held
 
     def candidates(self, labels: Tensor) -> Pairs:
-        """Return the candidates of all M rows, the settled too; infinitely near those in use."""
+        """Return the candidates of all M rows, the settled too; infinitely near those in use.
+
+        Of every class that is at least the largest label.
+        """
         alone = self.closed.nonzero().squeeze(1)
         rows = torch.cat((alone, self.rows.repeat_interleave(self.classes.shape[1])))
         classes = torch.cat((self.settled[alone], self.classes.flatten()))
-        used = torch.cat((torch.ones_like(alone, dtype=torch.bool), (labels > _USED).flatten()))
+        own, flat = self.classes.flatten(), labels.flatten()
+        largest = flat.new_zeros(len(self.prior)).scatter_reduce(0, own, flat, "amax")
+        used = (flat > _USED) | (flat >= largest[own])
+        used = torch.cat((torch.ones_like(alone, dtype=torch.bool), used))
         far = torch.full_like(rows, torch.inf, dtype=torch.float64)
         return Pairs(rows, classes, far.masked_fill(used, -torch.inf))
 
@@ -316,7 +328,7 @@ def _add(
     rows, classes = nearest
     found = settled[:, None].repeat(1, classes.shape[1])
     found[rows] = classes
-    row, pair, rank = _ranked(added, found)
+    row, pair, rank = _ranked(added, found, len(problem.prior))
     opened = torch.zeros_like(settled, dtype=torch.bool)
     opened[rows] = opened[row] = True
     open_rows = opened.nonzero().squeeze(1)
@@ -346,7 +358,7 @@ def _count_within(rows: Tensor) -> Tensor:
     return torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
 
 
-def _ranked(added: Pairs, found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _ranked(added: Pairs, found: Tensor, n_classes: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return rows, classes and ranks by distance within a row of what is not among ``found``."""
     new = (found[added.rows] != added.classes[:, None]).all(1)
     rows, classes, distances = (part[new] for part in added)
@@ -354,7 +366,7 @@ def _ranked(added: Pairs, found: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     order = order[rows[order].argsort(stable=True)]
     rows, classes = rows[order], classes[order]
     rank = _count_within(rows)
-    few = rank < _MOST_ADDED
+    few = rank < _MOST_ADDED + _MOST_ADDED_EACH * n_classes / len(found)
     return rows[few], classes[few], rank[few]
 
 

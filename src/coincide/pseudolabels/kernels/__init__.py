@@ -23,6 +23,7 @@ from coincide.pseudolabels.kernels.contract import (
     Prediction,
     RowKernels,
     RowMinimizers,
+    RowSystem,
     StepArrays,
     Vector,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "Prediction",
     "RowKernels",
     "RowMinimizers",
+    "RowSystem",
     "StepArrays",
     "available_backends",
     "candidate_kernels",
@@ -50,12 +52,14 @@ __all__ = [
     "em_squarem",
     "em_sweeper",
     "near_candidates",
+    "pays_apart",
     "row_kernels",
     "row_minimizers",
 ]
 
 # Below this many row-class entries to solve for, loading compiled code costs more than it saves.
 COMPILE_PAYS = 1_000_000
+_FEW_ROWS = 0.4  # to a class, up to which two unknowns each make the smaller system
 _MOST_IN_REGISTERS = 8192  # classes of a row, in the Triton kernels
 
 
@@ -79,7 +83,17 @@ def choose_backend(entries: int, device: torch.device) -> str:
     return compiled if pays and compiled in available_backends() else "torch"
 
 
-def row_kernels(backend: str, rows: Tensor, weights: Tensor, *, collision: bool) -> RowKernels:
+def pays_apart(n_rows: float, n_classes: int) -> bool:
+    """Return whether two unknowns a row make a smaller system than one a class.
+
+    Of rows under collision cross-entropy, all of them in one process.
+    """
+    return n_rows <= _FEW_ROWS * n_classes
+
+
+def row_kernels(
+    backend: str, rows: Tensor, weights: Tensor, *, collision: bool, apart: bool = False
+) -> RowKernels:
     """Return the kernels of a backend for these rows.
 
     Parameters
@@ -90,20 +104,28 @@ def row_kernels(backend: str, rows: Tensor, weights: Tensor, *, collision: bool)
     weights : Tensor of shape (M,)
     collision : bool
         Which of the two row losses.
+    apart : bool, optional
+        Whether to give the coupling row by row, not as a K×K sum: see :func:`pays_apart`.
     """
     if backend == "numba":
         from coincide.pseudolabels.kernels.numba_rows import NumbaRows  # noqa: PLC0415
 
-        return NumbaRows(rows, weights, collision=collision)
-    if _in_triton(backend, rows):
+        return NumbaRows(rows, weights, collision=collision, apart=apart)
+    if _in_triton(backend, rows) and not apart:
         from coincide.pseudolabels.kernels.triton_rows import TritonRows  # noqa: PLC0415
 
         return TritonRows(rows, weights, collision=collision)
-    return TorchRows(rows, weights, collision=collision)
+    return TorchRows(rows, weights, collision=collision, apart=apart)
 
 
 def candidate_kernels(
-    backend: str, probs: Tensor, weights: Tensor, classes: Tensor, n_classes: int
+    backend: str,
+    probs: Tensor,
+    weights: Tensor,
+    classes: Tensor,
+    n_classes: int,
+    *,
+    apart: bool = False,
 ) -> RowKernels:
     """Return the kernels of a backend for a few candidate classes a row.
 
@@ -117,14 +139,16 @@ def candidate_kernels(
         Entry ``(i, c)`` is class ``classes[i, c]``; different within a row.
     n_classes : int
         K.
+    apart : bool, optional
+        As in :func:`row_kernels`.
     """
     if backend == "numba":
         from coincide.pseudolabels.kernels.numba_candidates import (  # noqa: PLC0415
             NumbaCandidateRows,
         )
 
-        return NumbaCandidateRows(probs, weights, classes, n_classes)
-    return CandidateRows(probs, weights, classes, n_classes, collision=True)
+        return NumbaCandidateRows(probs, weights, classes, n_classes, apart=apart)
+    return CandidateRows(probs, weights, classes, n_classes, apart=apart)
 
 
 def near_candidates(

@@ -39,16 +39,47 @@ class StepArrays(NamedTuple):
     zeta: Tensor
 
 
+class RowSystem(Protocol):
+    """``Σ_i ω_i P_i`` row by row, for rows so few that ``2R`` unknowns are fewer than K.
+
+    In ``(diag(1/h) + Σ_i ω_i P_i) s = r`` the classes stand alone once ``β_i`` and ``γ_i`` of
+    ``P_i s`` are unknowns, too. Without the classes, what is left is the system
+
+        Σ_k [ω_i d_ik u_ik u_ikᵀ δ_ij - ω_i ω_j d_ik d_jk u_ik u_jkᵀ h_k/(1 + h_k Σ_i ω_i d_ik)]
+
+    with ``u = (1, q)``, and ``ω_i`` added where ``γ_i`` meets itself; positive definite. It is good
+    until the next step. ``mass`` is ``Σ_i ω_i d_i``, ``(K,)``.
+    """
+
+    mass: Vector
+
+    def apply(self, vector: Vector) -> Vector:
+        """Return ``(Σ_i ω_i P_i) vector``, ``(K,)``."""
+        ...
+
+    def assemble(self, curvature: Vector) -> Vector:
+        """Return the lower triangle of the system for ``h``, ``(2R, 2R)``."""
+        ...
+
+    def gather(self, vector: Vector) -> Vector:
+        """Return ``Σ_k ω_i d_ik u_ik vector_k`` for every row, ``(2R,)``."""
+        ...
+
+    def scatter(self, levels: Vector) -> Vector:
+        """Return ``Σ_i ω_i d_ik u_ik·levels_i`` for every class, ``(K,)``."""
+        ...
+
+
 class Factors(NamedTuple):
     """Sums over the rows after factoring their Hessians.
 
     ``gram`` has the off-diagonal entries of ``-Σ_i ω_i P_i``, ``(K, K)``; its diagonal is not
-    meant to be used (the rows of ``Σ P_i`` sum to 0). ``pull`` is ``Σ_i ω_i P_i g_i`` with ``g``
-    minus the gradient of the row loss, ``mean_label`` is ``Σ_i ω_i y_i``, and ``complementarity``
-    is ``Σ_i ω_i y_i·ζ_i``.
+    meant to be used (the rows of ``Σ P_i`` sum to 0). Few rows may be given instead as they are.
+    ``pull`` is ``Σ_i ω_i P_i g_i`` with ``g`` minus the gradient of the row loss, ``mean_label`` is
+    ``Σ_i ω_i y_i``, and ``complementarity`` is ``Σ_i ω_i y_i·ζ_i``.
     """
 
-    gram: Vector
+    gram: Vector | RowSystem
     pull: Vector
     mean_label: Vector
     complementarity: float

@@ -25,6 +25,7 @@ from coincide.pseudolabels.kernels.contract import (
     StepArrays,
     Vector,
 )
+from coincide.pseudolabels.kernels.numba_row_system import NumbaRowSystem
 
 Array = NDArray[Any]
 
@@ -79,7 +80,7 @@ def _factor(rows, p, w, k, y, zeta, lead, scalars, g, iy, iz, gram, pull, mean):
             mean[k[i, c]] += w[i] * y[i, c]
             b[c] = (b[c] - e[c] * kappa) * root_b
             e[c] *= root_e
-        for c in range(1, n):
+        for c in range(1, n if len(gram) else 0):
             row = gram[k[i, c]]
             for a in range(c):
                 row[k[i, a]] += b[c] * b[a] + e[c] * e[a]
@@ -187,11 +188,21 @@ class NumbaCandidateRows:
         Different within a row.
     n_classes : int
         K.
+    apart : bool, optional
+        Whether to give the rows as they are, not their K×K sum.
     """
 
     by_class = False
 
-    def __init__(self, probs: Tensor, weights: Tensor, classes: Tensor, n_classes: int) -> None:
+    def __init__(
+        self,
+        probs: Tensor,
+        weights: Tensor,
+        classes: Tensor,
+        n_classes: int,
+        *,
+        apart: bool = False,
+    ) -> None:
         self._probs: Array = np.ascontiguousarray(probs.numpy())
         self._weights: Array = weights.numpy()
         # Unsigned indices need no test for negative ones.
@@ -208,6 +219,7 @@ class NumbaCandidateRows:
         # A thread pays where it has more products to add up than a K×K sum of its own has entries.
         many = n_classes**2 <= n_rows * width**2
         self._products = BlockedRows(n_rows, width**2 if many else 1)
+        self._system = NumbaRowSystem(self._weights, self._classes, n_classes) if apart else None
 
     def load(self, labels: Tensor, slacks: Tensor) -> StepArrays:
         """Take the first iterate; its tensors are the kernels' own from here on."""
@@ -223,7 +235,8 @@ class NumbaCandidateRows:
     def factor(self) -> Factors:
         """Factor every row's Hessian and sum what the coupling needs."""
         vectors = self._vectors(self._products)
-        grams = np.zeros((self._products.count, self._n_classes, self._n_classes))
+        size = 0 if self._system else self._n_classes
+        grams = np.zeros((self._products.count, size, size))
 
         def work(number: int, rows: tuple[int, int]) -> float:
             return float(
@@ -235,8 +248,11 @@ class NumbaCandidateRows:
             )  # fmt: skip
 
         complementarity = sum(self._products.each(work))
-        half = grams[0] if len(grams) == 1 else grams.sum(0)
         pull, mean_label = vectors.sum(0)
+        if self._system:
+            self._system.weigh(self._y, self._iz, self._g, self._lead)
+            return Factors(self._system, pull, mean_label, complementarity)
+        half = grams[0] if len(grams) == 1 else grams.sum(0)
         return Factors(half + half.T, pull, mean_label, complementarity)
 
     def predict(self, shift: Vector) -> Prediction:

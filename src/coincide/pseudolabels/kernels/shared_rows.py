@@ -94,6 +94,7 @@ class SharedRows:
     def factor(self) -> Factors:
         """Factor the own rows' Hessians and sum over all rows."""
         own = self._rows.factor()
+        assert isinstance(own.gram, np.ndarray)
         gram, pull, mean_label, complementarity = sum_together(
             self._sums, own.gram, own.pull, own.mean_label, np.array(own.complementarity)
         )

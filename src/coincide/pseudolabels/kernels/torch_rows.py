@@ -15,9 +15,11 @@ from coincide.pseudolabels.kernels.contract import (
     Extents,
     Factors,
     Prediction,
+    RowSystem,
     StepArrays,
     Vector,
 )
+from coincide.pseudolabels.kernels.row_system import DenseRowSystem
 
 vecdot = torch.linalg.vecdot
 
@@ -62,7 +64,10 @@ class TorchRows:
 
     by_class = False
 
-    def __init__(self, probs: Tensor, weights: Tensor, *, collision: bool) -> None:
+    def __init__(
+        self, probs: Tensor, weights: Tensor, *, collision: bool, apart: bool = False
+    ) -> None:
+        self._apart = apart
         self.probs = probs.double()
         self.weights = weights.double()
         self.collision = collision
@@ -87,7 +92,6 @@ class TorchRows:
         gradient = self._gradient(y)
         gradient = gradient - gradient.gather(1, lead)
         d = y / zeta
-        root = self.weights.sqrt()
         if self.collision:
             q = gradient
             e = d * q
@@ -95,19 +99,31 @@ class TorchRows:
             spread = e.sum(1)
             kappa = spread / denominator
             total = d.sum(1) - kappa * spread
-            b = d - e * kappa[:, None]
             self._rows = _Rows(lead, gradient, q, d, e, denominator, kappa, total)
-            gram = self._gram(e * (root / denominator.sqrt())[:, None])
         else:
             total = d.sum(1)
-            b = d
             self._rows = _Rows(lead, gradient, None, d, None, 1.0, 0.0, total)
-            gram = torch.zeros((), dtype=y.dtype, device=y.device)
-        gram = gram + self._gram(b * (root / total.sqrt())[:, None])
         pull = self._summed(self._rows.project(gradient))
         complementarity = float(self.weights @ vecdot(y, zeta))
         mean_label = self._sum(y).double().cpu().numpy()
-        return Factors(gram.double().cpu().numpy(), pull, mean_label, complementarity)
+        gram = self._system(self._rows) if self._apart else self._couple(self._rows)
+        return Factors(gram, pull, mean_label, complementarity)
+
+    def _couple(self, rows: _Rows) -> Vector:
+        """Return minus ``Σ_i ω_i P_i`` but for its diagonal, ``(K, K)``."""
+        b, gram = rows.d, torch.zeros((), dtype=rows.d.dtype, device=rows.d.device)
+        if rows.e is not None:
+            curved = torch.as_tensor(self.weights / rows.denominator).sqrt()
+            gram = self._gram(rows.e * curved[:, None])
+            b = b - rows.e * torch.as_tensor(rows.kappa)[:, None]
+        gram = gram + self._gram(b * (self.weights / rows.total).sqrt()[:, None])
+        total: Vector = gram.double().cpu().numpy()
+        return total
+
+    def _system(self, rows: _Rows) -> RowSystem:
+        """Return the same row by row."""
+        assert rows.q is not None
+        return DenseRowSystem(rows.d, rows.q, self.weights, rows.lead)
 
     def _summed(self, projected: Tensor) -> Vector:
         """Return ``Σ_i ω_i d_i ∘ projected_i``."""
@@ -164,6 +180,8 @@ class TorchRows:
 class CandidateRows(TorchRows):
     """The same over a few candidate classes a row: entry ``(i, c)`` is class ``classes[i, c]``.
 
+    The row loss is collision cross-entropy.
+
     Parameters
     ----------
     probs : Tensor of shape (M, C)
@@ -175,12 +193,25 @@ class CandidateRows(TorchRows):
     """
 
     def __init__(
-        self, probs: Tensor, weights: Tensor, classes: Tensor, n_classes: int, *, collision: bool
+        self,
+        probs: Tensor,
+        weights: Tensor,
+        classes: Tensor,
+        n_classes: int,
+        *,
+        apart: bool = False,
     ) -> None:
-        super().__init__(probs, weights, collision=collision)
+        super().__init__(probs, weights, collision=True, apart=apart)
         self._classes = classes
         self._n_classes = n_classes
-        self._pairs = (classes[:, :, None] * n_classes + classes[:, None, :]).flatten()
+        if not apart:
+            self._pairs = (classes[:, :, None] * n_classes + classes[:, None, :]).flatten()
+
+    def _system(self, rows: _Rows) -> RowSystem:
+        assert rows.q is not None
+        empty = rows.d.new_zeros(len(rows.d), self._n_classes)
+        d, q = (empty.scatter(1, self._classes, entries) for entries in (rows.d, rows.q))
+        return DenseRowSystem(d, q, self.weights, self._classes.gather(1, rows.lead))
 
     def _sum(self, entries: Tensor) -> Tensor:
         weighted = self.weights[:, None] * entries
