@@ -117,7 +117,7 @@ def test_the_pace_follows_from_sizes_and_tolerance() -> None:
 
 
 def test_steps_stop_when_their_worth_falls_behind_their_price() -> None:
-    pace = Pace(True, False, True, price=0.5, worth=3.0, patience=1.0)
+    pace = Pace(True, False, False, True, price=0.5, worth=3.0, patience=1.0)
     for slope in (1.0, 0.5, 0.25, 0.1):  # each is worth more than it costs
         pace.judge(slope)
         assert pace.climbs
@@ -129,7 +129,7 @@ def test_steps_stop_when_their_worth_falls_behind_their_price() -> None:
 
 
 def test_no_step_is_wasted_at_a_slope_of_zero() -> None:
-    pace = Pace(True, False, True, price=1.0, worth=3.0, patience=1.0)
+    pace = Pace(True, False, False, True, price=1.0, worth=3.0, patience=1.0)
     pace.judge(0.0)
     assert pace.climbs
 

@@ -90,14 +90,16 @@ class WorkingSet(Problem):
     def candidates(self, labels: Tensor) -> Pairs:
         """Return the candidates of all M rows, the settled too; infinitely near those in use.
 
-        Of every class that is at least the largest label.
+        Where classes are many to a row no row has much of some: of each the largest label, too.
         """
         alone = self.closed.nonzero().squeeze(1)
         rows = torch.cat((alone, self.rows.repeat_interleave(self.classes.shape[1])))
         classes = torch.cat((self.settled[alone], self.classes.flatten()))
         own, flat = self.classes.flatten(), labels.flatten()
-        largest = flat.new_zeros(len(self.prior)).scatter_reduce(0, own, flat, "amax")
-        used = (flat > _USED) | (flat >= largest[own])
+        used = flat > _USED
+        if self.apart:
+            largest = flat.new_zeros(len(self.prior)).scatter_reduce(0, own, flat, "amax")
+            used |= flat >= largest[own]
         used = torch.cat((torch.ones_like(alone, dtype=torch.bool), used))
         far = torch.full_like(rows, torch.inf, dtype=torch.float64)
         return Pairs(rows, classes, far.masked_fill(used, -torch.inf))
