@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numba
 import torch
+from numpy.typing import NDArray
 
 T = TypeVar("T")
 
@@ -68,3 +69,8 @@ class BlockedRows:
         waiting = [_threads(len(others)).submit(work, *each) for each in others]
         result = work(*own)  # in this thread, which would only wait: to wake one takes a while
         return [each.result() for each in waiting] + [result]
+
+    def summed(self, parts: Iterable[NDArray[Any]]) -> NDArray[Any]:
+        """Return the sum of an array of every range, without a copy where there is only one."""
+        first, *others = parts
+        return sum(others, first)

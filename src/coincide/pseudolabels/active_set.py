@@ -146,7 +146,7 @@ class ActiveSet:
             return state
         point = state.ascent.highest()
         state.bound = point.value
-        if not state.pace.whole and point.off > _FAR:
+        if not state.pace.whole and point.off > _FAR and not point.even:
             point = evaluate(problem, state.search, problem.multipliers(problem.prior))
         gap = _SHARE_OF_GAP * state.expected_gap
         state.aim = max(_SHARE_OF_TOL * state.tol, min(_FIRST_AIM, gap))
@@ -186,8 +186,7 @@ def _open(state: ActiveSetState, point: Point) -> None:
     if isinstance(state.working, WorkingSet) and state.interior is not None:
         last = state.working, state.interior.labels
     chosen = _choose(state, point, last)
-    even = np.ptp(point.multipliers) == 0
-    if chosen is None and last is None and even and not state.pace.whole:
+    if chosen is None and last is None and point.even and not state.pace.whole:
         _open_all(state)
         return
     if chosen is None:
@@ -197,7 +196,7 @@ def _open(state: ActiveSetState, point: Point) -> None:
     if last is not None and np.isfinite(state.expected_gap):
         target = state.expected_gap / (last[0].mass() * last[1].shape[1])
     else:
-        share = _SHARE_OF_SLOPE if state.pace.whole or even else _SHARE_ON_CANDIDATES
+        share = _SHARE_OF_SLOPE if state.pace.whole or point.even else _SHARE_ON_CANDIDATES
         target = share * point.off
     arrays = start_near(state.problem, working, point, max(target, state.aim / width), last)
     kernels = working.kernels()
@@ -228,10 +227,9 @@ def _choose(
     most = first + more * state.rounds
     if last is None:
         assert state.ascent is not None
-        near = point is state.ascent.trial
-        if not near and most + spare * point.off > _WIDE * len(point.multipliers):
+        if point.even and most + spare * point.off > _WIDE * len(point.multipliers):
             return None
-        slack = min(_REACH * state.ascent.reach, _MOST_SLACK) if near else _MOST_SLACK
+        slack = _MOST_SLACK if point.even else min(_REACH * state.ascent.reach, _MOST_SLACK)
         working = first_working_set(state.problem, point, slack, most, spare)
         if not crowded and working.entries() > _MANY * state.problem.entries():
             return None

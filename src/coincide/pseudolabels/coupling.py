@@ -73,11 +73,11 @@ class _ClassCoupling:
 
     def __init__(self, gram: Vector, curvature: Vector, off: Vector) -> None:
         self._gram = gram
-        np.fill_diagonal(self._gram, 0)
+        self._gram.flat[:: len(off) + 1] = 0
         # The rows of Σ P_i sum to 0: their diagonal follows from the rest without cancellation.
         self._diagonal = self._gram.sum(1)
         self._root = np.sqrt(curvature)
-        self._off = np.divide(off, self._root, out=np.zeros_like(off), where=self._root > 0)
+        self._off = _divided(off, self._root)
         system = self._gram * -self._root[:, None]
         system *= self._root
         system.flat[:: len(off) + 1] = 1 + self._diagonal * curvature
@@ -95,10 +95,7 @@ class _ClassCoupling:
         return change
 
     def answer(self, change: Vector) -> Vector:
-        curved = self._root > 0
-        moved: Vector = np.divide(change, self._root, out=np.zeros_like(change), where=curved)
-        moved -= self._off
-        return np.divide(moved, self._root, out=moved, where=curved)
+        return _divided(_divided(change, self._root) - self._off, self._root)
 
 
 class _RowCoupling:
@@ -126,6 +123,12 @@ class _RowCoupling:
         return change
 
     def answer(self, change: Vector) -> Vector:
-        moved = change - self._off
-        curved = self._curvature > 0
-        return np.divide(moved, self._curvature, out=np.zeros_like(moved), where=curved)
+        return _divided(change - self._off, self._curvature)
+
+
+def _divided(above: Vector, below: Vector) -> Vector:
+    """Return ``above/below``; 0 where ``below`` is 0."""
+    if below.all():
+        return above / below
+    quotient: Vector = np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+    return quotient

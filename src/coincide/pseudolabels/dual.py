@@ -66,6 +66,11 @@ class Point:
         """How much mass the classes have too much or too little, in all."""
         return float(np.abs(self.slope).sum())
 
+    @property
+    def even(self) -> bool:
+        """Whether all multipliers are equal, so that they say nothing about the rows."""
+        return float(np.ptp(self.multipliers)) == 0
+
     @cached_property
     def curvature(self) -> Vector:
         """Minus the second derivative, ``(K, K)``."""
@@ -193,7 +198,7 @@ def _turning(problem: Problem, point: Point) -> Vector:
     Equal multipliers split no row, so the curvature there is none of the rows'. But a row whose
     second line is near turns over when the multipliers have moved by as much.
     """
-    if np.ptp(point.multipliers) > 0:
+    if not point.even:
         return np.zeros_like(point.curvature)
     edges, rates = point.edges[:0], point.rates[:0]
     if len(problem.probs):

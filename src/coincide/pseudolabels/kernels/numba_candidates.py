@@ -219,7 +219,10 @@ class NumbaCandidateRows:
         # A thread pays where it has more products to add up than a K×K sum of its own has entries.
         many = n_classes**2 <= n_rows * width**2
         self._products = BlockedRows(n_rows, width**2 if many else 1)
-        self._system = NumbaRowSystem(self._weights, self._classes, n_classes) if apart else None
+        self._system = None
+        if apart:
+            self._products = self._work
+            self._system = NumbaRowSystem(self._weights, self._classes, n_classes)
 
     def load(self, labels: Tensor, slacks: Tensor) -> StepArrays:
         """Take the first iterate; its tensors are the kernels' own from here on."""
@@ -248,11 +251,11 @@ class NumbaCandidateRows:
             )  # fmt: skip
 
         complementarity = sum(self._products.each(work))
-        pull, mean_label = vectors.sum(0)
+        pull, mean_label = self._products.summed(vectors)
         if self._system:
             self._system.weigh(self._y, self._iz, self._g, self._lead)
             return Factors(self._system, pull, mean_label, complementarity)
-        half = grams[0] if len(grams) == 1 else grams.sum(0)
+        half = self._products.summed(grams)
         return Factors(half + half.T, pull, mean_label, complementarity)
 
     def predict(self, shift: Vector) -> Prediction:
@@ -268,10 +271,9 @@ class NumbaCandidateRows:
             )  # fmt: skip
 
         self._work.each(work)
-        low, high = float(sums[:, 0].min()), float(sums[:, 1].max())
-        first, second = float(sums[:, 2].sum()), float(sums[:, 3].sum())
-        center, bend = vectors.sum(0)
-        return Prediction(low, high, first, second, center, bend)
+        low, high, first, second = zip(*sums.tolist(), strict=True)
+        center, bend = self._work.summed(vectors)
+        return Prediction(min(low), max(high), sum(first), sum(second), center, bend)
 
     def correct(self, shift: Vector, target: float) -> Extents:
         """Find the corrected direction, centered on ``y ζ = target``."""
@@ -284,7 +286,7 @@ class NumbaCandidateRows:
             )  # fmt: skip
 
         self._work.each(work)
-        return Extents(float(sums[:, 0].min()), float(sums[:, 1].min()))
+        return Extents(*map(min, zip(*sums.tolist(), strict=True)))
 
     def advance(self, primal: float, dual: float) -> StepArrays:
         """Take steps of these lengths along the corrected direction, in place."""

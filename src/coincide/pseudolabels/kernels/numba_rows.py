@@ -364,8 +364,8 @@ class NumbaRows:
             return complementarity, gram
 
         parts = self._work.each(work)
-        gram = self._system() if self._apart else np.asarray(sum(part for _, part in parts))
-        pull, mean_label = vectors.sum(0)
+        gram = self._system() if self._apart else self._work.summed([part for _, part in parts])
+        pull, mean_label = self._work.summed(vectors)
         return Factors(gram, pull, mean_label, sum(part for part, _ in parts))
 
     def _system(self) -> RowSystem:
@@ -390,10 +390,9 @@ class NumbaRows:
             )  # fmt: skip
 
         self._work.each(work)
-        low, high = float(sums[:, 0].min()), float(sums[:, 1].max())
-        first, second = float(sums[:, 2].sum()), float(sums[:, 3].sum())
-        center, bend = vectors.sum(0)
-        return Prediction(low, high, first, second, center, bend)
+        low, high, first, second = zip(*sums.tolist(), strict=True)
+        center, bend = self._work.summed(vectors)
+        return Prediction(min(low), max(high), sum(first), sum(second), center, bend)
 
     def correct(self, shift: Vector, target: float) -> Extents:
         """Find the corrected direction, centered on ``y ζ = target``."""
@@ -407,7 +406,7 @@ class NumbaRows:
             )  # fmt: skip
 
         self._work.each(work)
-        return Extents(float(sums[:, 0].min()), float(sums[:, 1].min()))
+        return Extents(*map(min, zip(*sums.tolist(), strict=True)))
 
     def advance(self, primal: float, dual: float) -> StepArrays:
         """Take steps of these lengths along the corrected direction, in place."""
