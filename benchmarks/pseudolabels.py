@@ -348,8 +348,9 @@ def _tell(case: Case, name: str, found: dict[str, Any]) -> None:
 def warm_up() -> None:
     """Compile everything once, unmeasured."""
     case = Case(500, 5, 1.0, 2.0)
-    # The larger two have working sets, after Newton's steps and without.
-    for sample in (case, Case(2000, 20, 100.0, 2.0), Case(250, 100, 100.0, 2.0)):
+    # The larger have working sets: after Newton's steps, without, and with more classes than rows.
+    larger = (Case(2000, 20, 100.0, 2.0), Case(250, 100, 100.0, 2.0), Case(100, 400, 100.0, 2.0))
+    for sample in (case, *larger):
         for exact_solver in EXACT.values():
             exact(sample.problem("numba"), EXACT_GAP, exact_solver)
     for solver, dtype in first_order_solvers(case).values():
