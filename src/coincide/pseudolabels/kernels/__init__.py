@@ -107,15 +107,17 @@ def row_kernels(
     apart : bool, optional
         Whether to give the coupling row by row, not as a K×K sum: see :func:`pays_apart`.
     """
+    if apart:  # so few rows leave the compiled kernels nothing to gain
+        return TorchRows(rows, weights, collision=collision, apart=True)
     if backend == "numba":
         from coincide.pseudolabels.kernels.numba_rows import NumbaRows  # noqa: PLC0415
 
-        return NumbaRows(rows, weights, collision=collision, apart=apart)
-    if _in_triton(backend, rows) and not apart:
+        return NumbaRows(rows, weights, collision=collision)
+    if _in_triton(backend, rows):
         from coincide.pseudolabels.kernels.triton_rows import TritonRows  # noqa: PLC0415
 
         return TritonRows(rows, weights, collision=collision)
-    return TorchRows(rows, weights, collision=collision, apart=apart)
+    return TorchRows(rows, weights, collision=collision)
 
 
 def candidate_kernels(

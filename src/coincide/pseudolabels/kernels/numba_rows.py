@@ -25,11 +25,9 @@ from coincide.pseudolabels.kernels.contract import (
     Extents,
     Factors,
     Prediction,
-    RowSystem,
     StepArrays,
     Vector,
 )
-from coincide.pseudolabels.kernels.row_system import DenseRowSystem
 
 Array = NDArray[Any]
 
@@ -123,14 +121,13 @@ def _factor(rows, p, w, y, zeta, collision, block, lead, scalars, product, pull,
         _project(lanes[1], lanes[2], known, bend, lanes[6], lanes[7])
         for k in range(classes):
             yk, gk, dk = y[k, part], g[k], d[k]
-            if len(product):
-                bk = product[k, start : start + n]
-                ek = product[k, many + start : many + start + n]
+            bk = product[k, start : start + n]
+            ek = product[k, many + start : many + start + n]
+            for j in range(n):
+                bk[j] = dk[j] * (1 - gk[j] * lanes[8, j]) * lanes[5, j]
+            if collision:
                 for j in range(n):
-                    bk[j] = dk[j] * (1 - gk[j] * lanes[8, j]) * lanes[5, j]
-                if collision:
-                    for j in range(n):
-                        ek[j] = dk[j] * gk[j] * lanes[4, j]
+                    ek[j] = dk[j] * gk[j] * lanes[4, j]
             moved, held = 0.0, 0.0
             for j in range(n):
                 moved += lanes[9, j] * dk[j] * (gk[j] - lanes[6, j] - gk[j] * lanes[7, j])
@@ -307,16 +304,11 @@ class NumbaRows:
         Probabilities for collision cross-entropy, their logarithms for Shannon's.
     weights : Tensor of shape (M,)
     collision : bool
-    apart : bool, optional
-        Whether to give the rows as they are, not their K×K sum.
     """
 
     by_class = True
 
-    def __init__(
-        self, rows: Tensor, weights: Tensor, *, collision: bool, apart: bool = False
-    ) -> None:
-        self._apart = apart
+    def __init__(self, rows: Tensor, weights: Tensor, *, collision: bool) -> None:
         self._rows: Array = rows.contiguous().numpy()
         self._weights: Array = weights.double().numpy()
         self._collision = collision
@@ -346,11 +338,9 @@ class NumbaRows:
         vectors = self._vectors()
         size = max(_LEAST_ROWS_PER_PRODUCT, _ENTRIES_PER_PRODUCT // self._classes)
 
-        summed = 0 if self._apart else self._classes
-
         def work(number: int, rows: tuple[int, int]) -> tuple[float, Array]:
-            gram = np.zeros((summed, summed))
-            wide = np.empty((summed, (1 + self._collision) * min(size, rows[1] - rows[0])))
+            gram = np.zeros((self._classes, self._classes))
+            wide = np.empty((self._classes, (1 + self._collision) * min(size, rows[1] - rows[0])))
             complementarity = 0.0
             for first in range(*rows, size):
                 last = min(first + size, rows[1])
@@ -364,17 +354,9 @@ class NumbaRows:
             return complementarity, gram
 
         parts = self._work.each(work)
-        gram = self._system() if self._apart else self._work.summed([part for _, part in parts])
+        gram = self._work.summed(part for _, part in parts)
         pull, mean_label = self._work.summed(vectors)
         return Factors(gram, pull, mean_label, sum(part for part, _ in parts))
-
-    def _system(self) -> RowSystem:
-        """Return the rows as they are."""
-        rows, lead = torch.from_numpy(self._rows), torch.from_numpy(self._lead)[:, None]
-        scale, offset = torch.from_numpy(self._scalars)[[_SCALE, _OFFSET], :, None]
-        q = (rows * scale - offset).scatter_(1, lead, 0.0)
-        y, zeta = self._iterate()
-        return DenseRowSystem(y / zeta, q, torch.from_numpy(self._weights), lead)
 
     def predict(self, shift: Vector) -> Prediction:
         """Find the affine direction for the right-hand side ``g + shift``."""
