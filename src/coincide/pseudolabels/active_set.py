@@ -41,7 +41,7 @@ _WIDER = 4.0  # the slack is so many times as large from then on
 _SPARE = 8.0  # rows that a class chooses from beside those it asks for, for each of them misplaced
 _CANDIDATES = 4  # that a row chooses at most, and as many more in every round as the following
 _MORE_CANDIDATES = 2
-_CROWD, _MORE_OF_A_CROWD, _SPARE_IN_A_CROWD = 16, 8, 16.0  # where classes are many to a row
+_IN_A_CROWD = 16, 8, 16.0  # these two and _SPARE where classes are many to a row
 _MOST_ROUNDS = 12
 _WIDE = 0.5  # share of the classes that a row would have far from the optimum, and
 _MANY = 0.6  # of all entries, from which it is quicker to solve for all at once
@@ -221,9 +221,8 @@ def _choose(
     if state.pace.whole or state.rounds > _MOST_ROUNDS:
         return None
     crowded = state.pace.crowded
-    first, more, spare = _CANDIDATES, _MORE_CANDIDATES, _SPARE
-    if crowded:
-        first, more, spare = _CROWD, _MORE_OF_A_CROWD, _SPARE_IN_A_CROWD
+    usual = _CANDIDATES, _MORE_CANDIDATES, _SPARE
+    first, more, spare = _IN_A_CROWD if crowded else usual
     most = first + more * state.rounds
     if last is None:
         assert state.ascent is not None

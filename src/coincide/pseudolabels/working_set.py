@@ -368,7 +368,7 @@ def _ranked(added: Pairs, found: Tensor, n_classes: int) -> tuple[Tensor, Tensor
     order = order[rows[order].argsort(stable=True)]
     rows, classes = rows[order], classes[order]
     rank = _count_within(rows)
-    few = rank < _MOST_ADDED + _MOST_ADDED_EACH * n_classes / len(found)
+    few = rank < _MOST_ADDED + _MOST_ADDED_EACH * n_classes / max(1, len(found))
     return rows[few], classes[few], rank[few]
 
 
