@@ -128,6 +128,17 @@ def test_a_class_of_prior_zero_keeps_the_multipliers_in_place():
     assert method.state()["guess"].shape == (K,)
 
 
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+@pytest.mark.parametrize("size", [(100, 10), (250, 400), (20, 1000), (2000, 20)])
+def test_a_network_that_diverged_does_not_hold_the_solver_up(size, backend):
+    """It ran through all its steps, a minute for 250 rows of 1,000 classes."""
+    logits = torch.randn(*size, generator=seeded(0))
+    logits[0] = torch.nan
+    prior = np.full(size[1], 1 / size[1])
+    method = CollisionMethod(n_clusters=size[1], prior=prior, backend=backend)
+    assert method._solve(torch.softmax(logits, 1), None, None).n_iter < 30
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_labels_come_in_the_dtype_of_the_logits(dtype):
     logits = logits_of().to(dtype)

@@ -218,7 +218,7 @@ def _choose(
 ) -> WorkingSet | None:
     """Return a working set, or None where all classes are as quick or have to be tried."""
     state.rounds += 1
-    if state.pace.whole or state.rounds > _MOST_ROUNDS:
+    if state.pace.whole or state.rounds > _MOST_ROUNDS or not np.isfinite(point.value):
         return None
     crowded = state.pace.crowded
     usual = _CANDIDATES, _MORE_CANDIDATES, _SPARE

@@ -126,6 +126,9 @@ class InteriorPoint:
         """Take one predictor-corrector step; mark the state when the system breaks down."""
         kernels, arrays, relative = state.kernels, state.arrays, state.relative
         factors = kernels.factor()
+        if not np.isfinite(factors.complementarity):  # predictions of a network that diverged
+            state.stalled = True
+            return state
         mean_label = factors.mean_label + problem.held
         off = state.multipliers - problem.multipliers(mean_label)
         coupling = coupling_of(factors.gram, problem.curvature(mean_label), off)
