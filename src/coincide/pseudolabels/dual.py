@@ -48,8 +48,8 @@ _ROUNDING = 1e-14
 class Point:
     """The dual at one point: its value and slope, and the gap of the rows' answer.
 
-    ``edges`` are the rows split between two classes, ``steep·K + flat``, and ``rates`` how fast
-    they move mass, ``ω/(w_k - w_l)²``; all ``(M,)``, the rate of a row on one class is 0.
+    ``edges`` are the two classes of every row, ``steep·K + flat``, and ``split`` is its weight, or
+    0 where it is on one of them; all ``(M,)``.
     """
 
     problem: Problem
@@ -59,7 +59,7 @@ class Point:
     gap: float
     rows: Minimizers
     edges: Tensor
-    rates: Tensor
+    split: Tensor
 
     @property
     def off(self) -> float:
@@ -74,10 +74,12 @@ class Point:
     @cached_property
     def curvature(self) -> Vector:
         """Minus the second derivative, ``(K, K)``."""
-        problem = self.problem
-        return _laplacian(problem, self.edges, self.rates) + problem.objective.coupling.stiffness(
-            self.multipliers, problem.prior, problem.fairness
-        )
+        problem, w = self.problem, self.multipliers
+        graph = _graph(problem, self.edges, self.split)
+        steep, flat = np.nonzero(graph)
+        graph[steep, flat] /= (w[steep] - w[flat]) ** 2
+        stiffness = problem.objective.coupling.stiffness(w, problem.prior, problem.fairness)
+        return _laplacian(graph) + stiffness
 
 
 class Ascent:
@@ -140,8 +142,8 @@ def evaluate(problem: Problem, search: RowMinimizers, multipliers: Vector) -> Po
     The gap is what Fenchel's inequality leaves open between ``w`` and the mean label.
     """
     coupling, prior, fairness = problem.objective.coupling, problem.prior, problem.fairness
-    rows = search.minimize(multipliers)
-    free, own_value = problem.summed(*_sums(rows, problem.weights.double(), len(prior)))
+    rows, weights = search.minimize(multipliers), problem.weights.double()
+    free, own_value = problem.summed(*_sums(rows, weights, len(prior)))
     mean_label = free + problem.held
     conjugate = coupling.conjugate(multipliers, prior, fairness)
     value = float(own_value) - float(multipliers @ problem.held) - conjugate
@@ -153,7 +155,7 @@ def evaluate(problem: Problem, search: RowMinimizers, multipliers: Vector) -> Po
         gap=problem.coupling_gap(mean_label, multipliers),
         rows=rows,
         edges=torch.add(rows.flat, rows.steep, alpha=len(prior)),
-        rates=_rates(problem, rows, multipliers),
+        split=torch.where((rows.share > 0) & (rows.share < 1), weights, 0.0),
     )
 
 
@@ -174,21 +176,17 @@ def _sums(rows: Minimizers, weights: Tensor, classes: int) -> tuple[Vector, Vect
     return answer.cpu().numpy(), (weights @ rows.values).cpu().numpy()
 
 
-def _rates(problem: Problem, rows: Minimizers, multipliers: Vector) -> Tensor:
-    """Return how fast every row moves mass between its classes, ``ω/(w_k - w_l)²``; 0 on one."""
-    w = torch.from_numpy(multipliers).to(rows.share)
-    widths = (w[rows.steep] - w[rows.flat]) ** 2
-    split = (rows.share > 0) & (rows.share < 1)
-    return torch.where(split, problem.weights.double() / widths, 0.0)
-
-
-def _laplacian(problem: Problem, edges: Tensor, rates: Tensor) -> Vector:
-    """Return the curvature of a graph of the classes, from the rates of its edges ``k·K + l``."""
+def _graph(problem: Problem, edges: Tensor, weights: Tensor) -> Vector:
+    """Return the weights of all edges ``k·K + l`` of the classes, ``(K, K)``."""
     size = len(problem.prior)
-    one_way = torch.bincount(edges, rates, size**2).double().cpu().numpy().reshape(size, size)
-    (one_way,) = problem.summed(one_way)
-    laplacian: Vector = -one_way - one_way.T
-    laplacian.flat[:: size + 1] -= laplacian.sum(1)
+    graph = torch.bincount(edges, weights, size**2).double().cpu().numpy().reshape(size, size)
+    return problem.summed(graph)[0]
+
+
+def _laplacian(graph: Vector) -> Vector:
+    """Return the Laplacian of a graph of the classes."""
+    laplacian: Vector = -graph - graph.T
+    laplacian.flat[:: len(graph) + 1] -= laplacian.sum(1)
     return laplacian
 
 
@@ -200,7 +198,7 @@ def _turning(problem: Problem, point: Point) -> Vector:
     """
     if not point.even:
         return np.zeros_like(point.curvature)
-    edges, rates = point.edges[:0], point.rates[:0]
+    edges, weights = point.edges[:0], point.split[:0]
     if len(problem.probs):
         rows, classes = near_candidates(
             problem.backend,
@@ -211,8 +209,8 @@ def _turning(problem: Problem, point: Point) -> Vector:
             most=2,
         )
         edges = torch.add(classes[:, -1], classes[:, 0], alpha=len(problem.prior))
-        rates = problem.weights[rows].double() / _TURNING
-    return _laplacian(problem, edges, rates)
+        weights = problem.weights[rows].double()
+    return _laplacian(_graph(problem, edges, weights) / _TURNING)
 
 
 def newton_change(model: Vector, slope: Vector, damping: float = 0.0) -> Vector:
