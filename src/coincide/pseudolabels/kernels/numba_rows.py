@@ -340,11 +340,13 @@ class NumbaRows:
 
         def work(number: int, rows: tuple[int, int]) -> tuple[float, Array]:
             gram = np.zeros((self._classes, self._classes))
-            wide = np.empty((self._classes, (1 + self._collision) * min(size, rows[1] - rows[0])))
+            most = (1 + self._collision) * min(size, rows[1] - rows[0])
+            room = np.empty(self._classes * most)
             complementarity = 0.0
             for first in range(*rows, size):
                 last = min(first + size, rows[1])
-                product = wide[:, : (1 + self._collision) * (last - first)]
+                entries = self._classes * (1 + self._collision) * (last - first)
+                product = room[:entries].reshape(self._classes, -1)
                 complementarity += _factor(
                     (first, last), self._rows, self._weights, self._y, self._zeta,
                     self._collision, self._block, self._lead, self._scalars, product,
