@@ -122,6 +122,31 @@ def test_candidates_are_enough_for_a_crowd(fairness: float, scale: float) -> Non
     assert state.certificate.gap <= 1e-6
 
 
+@pytest.mark.parametrize("size", [(60, 300), (10, 400), (150, 400)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_without_weight_change_nothing(backend: str, size: tuple[int, int]) -> None:
+    probs = torch.from_numpy(random_probs(*size))
+    weights = torch.ones(size[0], dtype=torch.float64)
+    weights[::2] = 0
+    found = []
+    for kept in (slice(None), weights > 0):
+        problem = reduce_problem(
+            probs[kept],
+            prior=skewed_prior(size[1]),
+            fairness=10.0,
+            objective="cce+",
+            backend=backend,
+            weights=weights[kept],
+        ).problem
+        assert problem.apart
+        outcome = run_solver(ActiveSet(), problem, tol=1e-8, max_iter=500)
+        assert outcome.converged
+        assert bool(outcome.labels.isfinite().all())
+        assert outcome.certificate is not None
+        found.append(outcome.certificate.objective)
+    assert found[0] == pytest.approx(found[1], abs=1e-7)
+
+
 def test_every_class_keeps_a_candidate() -> None:
     """Classes that hardly anything is asked of have labels too small to count as used."""
     prior = np.random.default_rng(0).dirichlet(np.full(500, 0.2)) + 1e-9

@@ -73,7 +73,8 @@ class WorkingSet(Problem):
     @property
     def can_move(self) -> bool:
         """Whether some row is open and every class of the prior has mass, or can get it."""
-        candidates = torch.bincount(self.classes.flatten(), minlength=len(self.prior)).double()
+        weighty = (self.weights > 0).double()[:, None].expand_as(self.classes).flatten()
+        candidates = torch.bincount(self.classes.flatten(), weighty, len(self.prior)).double()
         (reached,) = self.summed(candidates.cpu().numpy())
         return bool(reached.any() and ((reached + self.held > 0) | (self.prior == 0)).all())
 
@@ -90,7 +91,7 @@ class WorkingSet(Problem):
     def candidates(self, labels: Tensor) -> Pairs:
         """Return the candidates of all M rows, the settled too; infinitely near those in use.
 
-        Where classes are many to a row no row has much of some: of each the largest label, too.
+        Where classes are many to a row no row has much of some: of each what is most of it, too.
         """
         alone = self.closed.nonzero().squeeze(1)
         rows = torch.cat((alone, self.rows.repeat_interleave(self.classes.shape[1])))
@@ -98,8 +99,9 @@ class WorkingSet(Problem):
         own, flat = self.classes.flatten(), labels.flatten()
         used = flat > _USED
         if self.apart:
-            largest = flat.new_zeros(len(self.prior)).scatter_reduce(0, own, flat, "amax")
-            used |= flat >= largest[own]
+            mass = (self.weights[:, None] * labels).flatten()
+            largest = mass.new_zeros(len(self.prior)).scatter_reduce(0, own, mass, "amax")
+            used |= mass >= largest[own]
         used = torch.cat((torch.ones_like(alone, dtype=torch.bool), used))
         far = torch.full_like(rows, torch.inf, dtype=torch.float64)
         return Pairs(rows, classes, far.masked_fill(used, -torch.inf))
@@ -301,7 +303,13 @@ def _wanted_rows(
 
 def _nearest_to_classes(problem: Problem, point: Point, counts: Vector) -> Pairs:
     """Return the rows nearest to every class, so many over all processes."""
-    own = nearest_rows(problem.probs, point.multipliers, point.rows, counts)
+    rows = (problem.weights > 0).nonzero().squeeze(1)
+    if len(rows) == len(problem.probs):
+        own = nearest_rows(problem.probs, point.multipliers, point.rows, counts)
+    else:  # rows without weight give no class any mass
+        answer = Minimizers(*(part[rows] for part in point.rows))
+        own = nearest_rows(problem.probs[rows], point.multipliers, answer, counts)
+        own = own._replace(rows=rows[own.rows])
     if problem.sums is None:
         return own
     classes, distances = own.classes.cpu().numpy(), own.distances.cpu().numpy()

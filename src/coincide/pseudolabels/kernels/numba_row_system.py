@@ -48,6 +48,8 @@ def _project(starts, rows, mass, slope, w, start, vector, sums, out):
             sums[3, i] += moved
             sums[4, i] += moved * q
     for i in range(len(w)):
+        if w[i] == 0:
+            continue
         # The row's own two equations, for β and γ.
         curved = w[i] + sums[2, i]
         beta = (sums[3, i] - sums[1, i] * sums[4, i] / curved) / (
@@ -89,6 +91,8 @@ def _assemble(starts, rows, mass, slope, totals, curvature, w, system):
                 system[i + 1, j] -= both * q
                 system[i + 1, j + 1] -= both * q * slope[m]
     for i in range(len(w)):
+        if w[i] == 0:  # nothing is asked of the row, and its unknowns are 0
+            system[2 * i, 2 * i] = system[2 * i + 1, 2 * i + 1] = 1
         system[2 * i + 1, 2 * i + 1] += w[i]
 
 

@@ -33,6 +33,8 @@ class DenseRowSystem:
     def __init__(self, d: Tensor, q: Tensor, weights: Tensor, lead: Tensor) -> None:
         self._weighted, self._q = d * weights[:, None], q
         self._weights, self._lead = weights, lead
+        # Nothing is asked of a row without weight: its unknowns are to be 0.
+        self._idle = (weights == 0).to(weights)
         self.mass: Vector = self._weighted.sum(0).cpu().numpy()
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -51,7 +53,8 @@ class DenseRowSystem:
         v = self._at_classes(vector)
         start = v[self._lead]
         mass, spread, curved, moved, turned = self._q.new_zeros(5, len(self._weights))
-        curved += self._weights
+        mass += self._idle
+        curved += self._weights + self._idle
         for part, own, q in self._blocks():
             bent, relative = own * q, v[part] - start
             mass += own.sum(1)
@@ -75,7 +78,8 @@ class DenseRowSystem:
         size = len(self._weights)
         system = self._q.new_zeros(2 * size, 2 * size)
         level, both, curved = self._q.new_zeros(3, size)
-        curved += self._weights
+        level += self._idle
+        curved += self._weights + self._idle
         for part, mass, q in self._blocks():
             soft = 1 + h[part] * total[part]
             pair = torch.cat((mass, mass * q))
