@@ -184,7 +184,8 @@ def test_the_pace_of_a_crowd() -> None:
     assert not pace_of(problem_of(random_probs(100, 150), 1.0), 1e-6).crowded
 
 
-def test_rows_of_several_processes_are_summed_by_class() -> None:
+@pytest.mark.parametrize("solver", [ActiveSet(), InteriorPoint()])
+def test_rows_of_several_processes_are_summed_by_class(solver: Solver) -> None:
     class Alone:
         def sum(self, vector: Array) -> Array:
             return vector
@@ -192,18 +193,18 @@ def test_rows_of_several_processes_are_summed_by_class() -> None:
         def least(self, value: float) -> float:
             return value
 
-    probs = random_probs(20, 100)
+    probs = random_probs(60, 300)
     problem = reduce_problem(
         torch.from_numpy(probs),
-        prior=np.full(100, 0.01),
+        prior=np.full(300, 1 / 300),
         fairness=1.0,
         objective="cce+",
         backend="torch",
         sums=Alone(),
     ).problem
-    assert problem.unknowns == 100
-    shared = run_solver(InteriorPoint(), problem, tol=1e-8, max_iter=100)
-    alone = run_solver(InteriorPoint(), problem_of(probs, 1.0), tol=1e-8, max_iter=100)
+    assert problem.unknowns == 300
+    shared = run_solver(solver, problem, tol=1e-8, max_iter=200)
+    alone = run_solver(solver, problem_of(probs, 1.0), tol=1e-8, max_iter=200)
     assert shared.converged
     assert alone.converged
     assert shared.certificate is not None

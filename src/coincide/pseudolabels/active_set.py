@@ -4,7 +4,8 @@ Newton's method climbs the dual (``dual.py``), one unknown a class. Where rows a
 it converges by itself. Where they are few, jumps of single rows stop it near the optimum, and with
 very few at once; when its steps no longer pay (``pace.py``), the interior point starts from what
 they have found and solves for the entries that can still matter (``working_set.py``), or for all
-where these are few, or most of them can. Each of its solutions is certified on all rows. What the
+where these are few, or most of them can. With many classes to a row it starts at once, from equal
+multipliers, on more candidates. Each of its solutions is certified on all rows. What the
 certificate leaves open, the next working set closes: it keeps what is in use or still near, adds
 what has come near the better multipliers, and goes on from the last labels (column generation).
 """
@@ -41,7 +42,7 @@ _WIDER = 4.0  # the slack is so many times as large from then on
 _SPARE = 8.0  # rows that a class chooses from beside those it asks for, for each of them misplaced
 _CANDIDATES = 4  # that a row chooses at most, and as many more in every round as the following
 _MORE_CANDIDATES = 2
-_IN_A_CROWD = 16, 8, 16.0  # these two and _SPARE where classes are many to a row
+_IN_A_CROWD = 16, 8, 16.0  # candidates, more of them, and spare rows with many classes to a row
 _MOST_ROUNDS = 12
 _WIDE = 0.5  # share of the classes that a row would have far from the optimum, and
 _MANY = 0.6  # of all entries, from which it is quicker to solve for all at once

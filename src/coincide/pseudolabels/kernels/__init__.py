@@ -3,7 +3,7 @@
 The solvers are written against :class:`~coincide.pseudolabels.kernels.contract.RowKernels` and
 know no backend. ``torch`` runs on any device and needs no compilation; ``numba`` fuses every
 pass on the CPU and is two to four times as fast, ``triton`` does on GPUs, both after a compilation
-that is cached on disk.
+that is cached on disk. All classes of very few rows are left to ``torch``, which is as quick there.
 """
 
 from __future__ import annotations
