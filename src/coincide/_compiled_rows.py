@@ -57,8 +57,9 @@ class BlockedRows:
     """
 
     def __init__(self, n_rows: int, n_classes: int) -> None:
-        threads = min(torch.get_num_threads(), os.cpu_count() or 1)
-        self.count = max(1, min(threads, n_rows * n_classes // _ENTRIES_PER_THREAD))
+        self.count = max(1, n_rows * n_classes // _ENTRIES_PER_THREAD)
+        if self.count > 1:  # to ask the system takes as long as a pass over a small array
+            self.count = min(self.count, torch.get_num_threads(), os.cpu_count() or 1)
         self.block = max(_LEAST_ROWS, _ENTRIES_PER_BLOCK // n_classes)
         edges = [n_rows * n // self.count for n in range(self.count + 1)]
         self._ranges = list(itertools.pairwise(edges))

@@ -145,7 +145,7 @@ class ActiveSet:
             state.expected_gap = state.ascent.step().gap
             state.pace.judge(state.ascent.point.off)
             return state
-        point = state.ascent.highest()
+        point = state.ascent.point
         state.bound = point.value
         if not state.pace.whole and point.off > _FAR and not point.even:
             point = evaluate(problem, state.search, problem.multipliers(problem.prior))
@@ -195,7 +195,7 @@ def _open(state: ActiveSetState, point: Point) -> None:
     working = state.problem.to(torch.float64) if chosen is None else chosen
     width = working.probs.shape[1]
     if last is not None and np.isfinite(state.expected_gap):
-        target = state.expected_gap / (last[0].mass() * last[1].shape[1])
+        target = state.expected_gap / (last[0].mass * last[1].shape[1])
     else:
         share = _SHARE_OF_SLOPE if state.pace.whole or point.even else _SHARE_ON_CANDIDATES
         target = share * point.off
@@ -203,7 +203,7 @@ def _open(state: ActiveSetState, point: Point) -> None:
     kernels = working.kernels()
     state.working, state.steps = working, 0
     state.interior = InteriorPointState(
-        kernels.load(*arrays), 0.0, point.multipliers, kernels, state.aim, working.mass()
+        kernels.load(*arrays), 0.0, point.multipliers, kernels, state.aim, working.mass
     )
     state.interior.set_multipliers(0.0, point.multipliers)
 

@@ -27,7 +27,12 @@ import torch
 from scipy.linalg import lapack
 from torch import Tensor
 
-from coincide.pseudolabels.kernels import Minimizers, RowMinimizers, near_candidates
+from coincide.pseudolabels.kernels import (
+    Minimizers,
+    RowMinimizers,
+    answer_kernels,
+    near_candidates,
+)
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Problem
 
@@ -46,11 +51,7 @@ _ROUNDING = 1e-14
 
 @dataclass(frozen=True)
 class Point:
-    """The dual at one point: its value and slope, and the gap of the rows' answer.
-
-    ``edges`` are the two classes of every row, ``steep·K + flat``, and ``split`` is its weight, or
-    0 where it is on one of them; all ``(M,)``.
-    """
+    """The dual at one point: its value and slope, the rows' answer and the gap of that."""
 
     problem: Problem
     multipliers: Vector
@@ -58,8 +59,6 @@ class Point:
     slope: Vector
     gap: float
     rows: Minimizers
-    edges: Tensor
-    split: Tensor
 
     @property
     def off(self) -> float:
@@ -75,11 +74,11 @@ class Point:
     def curvature(self) -> Vector:
         """Minus the second derivative, ``(K, K)``."""
         problem, w = self.problem, self.multipliers
-        graph = _graph(problem, self.edges, self.split)
-        steep, flat = np.nonzero(graph)
-        graph[steep, flat] /= (w[steep] - w[flat]) ** 2
+        kernels = answer_kernels(problem.backend)
+        own = kernels.answer_curvature(self.rows, problem.weights.double(), w)
         stiffness = problem.objective.coupling.stiffness(w, problem.prior, problem.fairness)
-        return _laplacian(graph) + stiffness
+        stiffness += problem.summed(own)[0]
+        return stiffness
 
 
 class Ascent:
@@ -90,7 +89,7 @@ class Ascent:
     point : Point
         The highest point reached.
     trial : Point
-        The last point tried; only its ``rows`` are still there.
+        The last point tried.
     reach : float
         The largest change of a multiplier in the last step.
     """
@@ -129,21 +128,16 @@ class Ascent:
             self.point = trial
         return trial
 
-    def highest(self) -> Point:
-        """Return the highest point, its rows' answer too."""
-        if self.trial is not self.point:
-            self.trial = evaluate(self._problem, self._search, self.point.multipliers)
-        return self.trial
-
 
 def evaluate(problem: Problem, search: RowMinimizers, multipliers: Vector) -> Point:
-    """Return the dual at ``w``: ``D``, ``a(w) - ȳ(w)``, the gap, and what its curvature asks for.
+    """Return the dual at ``w``: ``D``, ``a(w) - ȳ(w)``, and the gap.
 
     The gap is what Fenchel's inequality leaves open between ``w`` and the mean label.
     """
     coupling, prior, fairness = problem.objective.coupling, problem.prior, problem.fairness
     rows, weights = search.minimize(multipliers), problem.weights.double()
-    free, own_value = problem.summed(*_sums(rows, weights, len(prior)))
+    kernels = answer_kernels(problem.backend)
+    free, own_value = problem.summed(*kernels.summed_answer(rows, weights, len(prior)))
     mean_label = free + problem.held
     conjugate = coupling.conjugate(multipliers, prior, fairness)
     value = float(own_value) - float(multipliers @ problem.held) - conjugate
@@ -154,8 +148,6 @@ def evaluate(problem: Problem, search: RowMinimizers, multipliers: Vector) -> Po
         slope=coupling.proposal(multipliers, prior, fairness) - mean_label,
         gap=problem.coupling_gap(mean_label, multipliers),
         rows=rows,
-        edges=torch.add(rows.flat, rows.steep, alpha=len(prior)),
-        split=torch.where((rows.share > 0) & (rows.share < 1), weights, 0.0),
     )
 
 
@@ -167,29 +159,6 @@ def answer_labels(problem: Problem, point: Point) -> Tensor:
     return labels.scatter_add_(1, rows.steep[:, None], rows.share[:, None].to(labels))
 
 
-def _sums(rows: Minimizers, weights: Tensor, classes: int) -> tuple[Vector, Vector]:
-    """Return the rows' mean label and their mean value."""
-    steep, share = rows.steep, rows.share
-    on_steep = weights * share
-    answer = torch.bincount(steep, on_steep, classes)
-    answer += torch.bincount(rows.flat, weights - on_steep, classes)
-    return answer.cpu().numpy(), (weights @ rows.values).cpu().numpy()
-
-
-def _graph(problem: Problem, edges: Tensor, weights: Tensor) -> Vector:
-    """Return the weights of all edges ``k·K + l`` of the classes, ``(K, K)``."""
-    size = len(problem.prior)
-    graph = torch.bincount(edges, weights, size**2).double().cpu().numpy().reshape(size, size)
-    return problem.summed(graph)[0]
-
-
-def _laplacian(graph: Vector) -> Vector:
-    """Return the Laplacian of a graph of the classes."""
-    laplacian: Vector = -graph - graph.T
-    laplacian.flat[:: len(graph) + 1] -= laplacian.sum(1)
-    return laplacian
-
-
 def _turning(problem: Problem, point: Point) -> Vector:
     """Return the mean curvature over some way from multipliers where all rows are on one class.
 
@@ -198,7 +167,8 @@ def _turning(problem: Problem, point: Point) -> Vector:
     """
     if not point.even:
         return np.zeros_like(point.curvature)
-    edges, weights = point.edges[:0], point.split[:0]
+    steep = flat = point.rows.steep[:0]
+    weights = problem.weights[:0].double()
     if len(problem.probs):
         rows, classes = near_candidates(
             problem.backend,
@@ -208,9 +178,11 @@ def _turning(problem: Problem, point: Point) -> Vector:
             slack=_TURNING,
             most=2,
         )
-        edges = torch.add(classes[:, -1], classes[:, 0], alpha=len(problem.prior))
+        steep, flat = classes[:, 0].contiguous(), classes[:, -1].contiguous()
         weights = problem.weights[rows].double()
-    return _laplacian(_graph(problem, edges, weights) / _TURNING)
+    kernels = answer_kernels(problem.backend)
+    own = kernels.laplacian(steep, flat, weights / _TURNING, len(problem.prior))
+    return problem.summed(own)[0]
 
 
 def newton_change(model: Vector, slope: Vector, damping: float = 0.0) -> Vector:

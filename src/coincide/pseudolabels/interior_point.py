@@ -95,7 +95,7 @@ class InteriorPoint:
         """Return an interior iterate, from the given labels or near the rows' central paths."""
         check_unknowns(problem, self.name)
         shares = _first_shares(problem)
-        mean_label = problem.mass() * shares + problem.held
+        mean_label = problem.mass * shares + problem.held
         if labels is not None:
             mean_label = problem.mean_label(labels)
             mean_label += self.warmth * (problem.mean_label(problem.uniform_labels()) - mean_label)
@@ -117,7 +117,7 @@ class InteriorPoint:
                 zeta = _slacks(own, w, y, collision=problem.objective.collision)
             arrays.y[part], arrays.zeta[part] = y.T, zeta.T
         state = InteriorPointState(
-            kernels.load(*arrays), 0.0, multipliers, kernels, tol, problem.mass()
+            kernels.load(*arrays), 0.0, multipliers, kernels, tol, problem.mass
         )
         state.set_multipliers(0.0, multipliers)
         return state

@@ -56,6 +56,15 @@ class Coupling(Protocol):
         """Whether the conjugate is finite there."""
         ...
 
+    def divergence(
+        self, mean_label: Vector, multipliers: Vector, prior: Vector, fairness: float
+    ) -> float:
+        """Return ``Φ(ȳ) + w·ȳ + conjugate(w)``, at least 0: what Fenchel's inequality leaves open.
+
+        It is infinite where one of the three is.
+        """
+        ...
+
 
 _TINY = np.finfo(np.float64).tiny
 
@@ -112,7 +121,19 @@ class ReverseKL:
 
     def bounded(self, multipliers: Vector, prior: Vector, fairness: float) -> bool:
         """Whether ``w > 0``, or 0 where ``λ u = 0``."""
-        return bool(((multipliers > 0) | ((fairness * prior == 0) & (multipliers == 0))).all())
+        positive = multipliers > 0
+        if positive.all():
+            return True
+        return bool((positive | ((fairness * prior == 0) & (multipliers == 0))).all())
+
+    def divergence(
+        self, mean_label: Vector, multipliers: Vector, prior: Vector, fairness: float
+    ) -> float:
+        """Return ``Σ λ u (t - 1 - ln t)`` for ``t = w ȳ/(λ u)``, and ``w ȳ`` where ``λ u = 0``."""
+        if not (self.bounded(multipliers, prior, fairness) and (mean_label >= 0).all()):
+            return float("inf")
+        wanted, given = fairness * prior, multipliers * mean_label
+        return float((given - wanted - xlogy(wanted, _where_positive(wanted, given, wanted))).sum())
 
 
 @dataclass(frozen=True)
@@ -163,6 +184,16 @@ class ForwardKL:
         """Whether every ``w`` is finite."""
         del prior, fairness
         return bool(np.isfinite(multipliers).all())
+
+    def divergence(
+        self, mean_label: Vector, multipliers: Vector, prior: Vector, fairness: float
+    ) -> float:
+        """Return ``Φ(ȳ) + w·ȳ + conjugate(w)``."""
+        if not (self.bounded(multipliers, prior, fairness) and (mean_label >= 0).all()):
+            return float("inf")
+        value = self.value(mean_label, prior, fairness)
+        conjugate = self.conjugate(multipliers, prior, fairness)
+        return value + float(multipliers @ mean_label) + conjugate
 
 
 @dataclass(frozen=True)

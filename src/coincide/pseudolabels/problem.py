@@ -98,9 +98,10 @@ class Problem:
         own = self.weights.double() @ values.double()
         return float(self.summed(own.cpu().numpy())[0])
 
+    @cached_property
     def mass(self) -> float:
-        """Return the share of the free rows of all processes."""
-        return self.total(torch.ones_like(self.weights))
+        """The share of the free rows of all processes."""
+        return float(self.summed(self.weights.double().sum().cpu().numpy())[0])
 
     def entries(self) -> float:
         """Return the number of row-class entries of all processes."""
@@ -178,12 +179,8 @@ class Problem:
 
     def coupling_gap(self, mean_label: Vector, multipliers: Vector) -> float:
         """Return ``Φ(ȳ) + w·ȳ + conjugate(w)``, what Fenchel's inequality leaves open."""
-        if not (self.bounded_by(multipliers) and (mean_label >= 0).all()):
-            return float("inf")
         coupling = self.objective.coupling
-        value = coupling.value(mean_label, self.prior, self.fairness)
-        conjugate = coupling.conjugate(multipliers, self.prior, self.fairness)
-        return value + float(multipliers @ mean_label) + conjugate
+        return coupling.divergence(mean_label, multipliers, self.prior, self.fairness)
 
     def bounded_by(self, multipliers: Vector) -> bool:
         """Whether multipliers give a finite lower bound."""

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from coincide.pseudolabels.kernels import candidates
+from coincide.pseudolabels.kernels import candidates, dual
 from coincide.pseudolabels.kernels.contract import (
+    AnswerKernels,
     Extents,
     Factors,
     Minimizers,
@@ -27,7 +28,6 @@ from coincide.pseudolabels.kernels.contract import (
     StepArrays,
     Vector,
 )
-from coincide.pseudolabels.kernels.dual import TorchMinimizers
 from coincide.pseudolabels.kernels.torch_rows import CandidateRows, TorchRows
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COMPILE_PAYS",
+    "AnswerKernels",
     "Extents",
     "Factors",
     "Minimizers",
@@ -45,6 +46,7 @@ __all__ = [
     "RowMinimizers",
     "RowSystem",
     "StepArrays",
+    "answer_kernels",
     "available_backends",
     "candidate_kernels",
     "choose_backend",
@@ -236,7 +238,21 @@ def row_minimizers(backend: str, probs: Tensor) -> RowMinimizers:
         from coincide.pseudolabels.kernels.triton_dual import TritonMinimizers  # noqa: PLC0415
 
         return TritonMinimizers(probs)
-    return TorchMinimizers(probs)
+    return dual.TorchMinimizers(probs)
+
+
+def answer_kernels(backend: str) -> AnswerKernels:
+    """Return the sums over the rows' answers.
+
+    Parameters
+    ----------
+    backend : {"torch", "numba", "triton"}
+    """
+    if backend == "numba":
+        from coincide.pseudolabels.kernels import numba_dual  # noqa: PLC0415
+
+        return numba_dual
+    return dual
 
 
 def dual_values(backend: str, probs: Tensor, multipliers: Vector, *, collision: bool) -> Tensor:

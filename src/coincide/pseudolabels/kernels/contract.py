@@ -111,7 +111,7 @@ class Minimizers(NamedTuple):
     """Labels that minimize ``f_i(y) - w·y`` in every row: on one class, or split between two.
 
     ``values`` are the minima ``g_i(w)``, float64; ``share`` is the label of class ``steep``, and
-    ``flat`` has the rest. All of shape ``(M,)``; overwritten by the next search.
+    ``flat`` has the rest. All of shape ``(M,)``.
     """
 
     values: Tensor
@@ -125,6 +125,28 @@ class RowMinimizers(Protocol):
 
     def minimize(self, multipliers: Vector) -> Minimizers:
         """Return the minimizers for ``w``, ``(K,)``, finite."""
+        ...
+
+
+class AnswerKernels(Protocol):
+    """What the coupling needs of the rows' minimizing labels; weights are float64."""
+
+    def summed_answer(
+        self, answer: Minimizers, weights: Tensor, n_classes: int
+    ) -> tuple[Vector, Vector]:
+        """Return the mean label ``Σ_i ω_i y_i``, ``(K,)``, and the mean value ``Σ_i ω_i g_i``."""
+        ...
+
+    def answer_curvature(self, answer: Minimizers, weights: Tensor, multipliers: Vector) -> Vector:
+        """Return minus the second derivative of ``Σ_i ω_i g_i(w)``, ``(K, K)``.
+
+        A row that is split between ``k`` and ``l`` moves mass at the rate ``1/(w_k - w_l)²``,
+        whatever its predictions are; the others do not move.
+        """
+        ...
+
+    def laplacian(self, steep: Tensor, flat: Tensor, weights: Tensor, n_classes: int) -> Vector:
+        """Return the Laplacian of a graph of the classes, ``(K, K)``; its edges are ``(N,)``."""
         ...
 
 

@@ -45,7 +45,8 @@ class TorchMinimizers:
         level = torch.empty_like(self._probs[:, 0])
         values = torch.empty_like(level)
         open_rows = torch.arange(len(level), device=level.device)
-        rows, pair = self._probs, self._pair.clone()
+        rows, pair = self._probs, self._pair
+        self._pair = pair.clone()
         # Any t gives a valid bound, so rounding can cost tightness but never correctness.
         for _ in range(_MOST_ROUNDS):
             slopes = rows.gather(1, pair)
@@ -85,3 +86,29 @@ def _replace(rows: Tensor, pair: Tensor, slopes: Tensor, highest: Tensor, level:
     keep = torch.where(keeps_flat, pair[:, 0], pair[:, 1])
     above = slope > rows.gather(1, keep[:, None]).squeeze(1)
     return torch.stack((torch.where(above, keep, highest), torch.where(above, highest, keep)), 1)
+
+
+def summed_answer(answer: Minimizers, weights: Tensor, n_classes: int) -> tuple[Vector, Vector]:
+    """Return the rows' mean label and their mean value."""
+    on_steep = weights * answer.share
+    mean_label = torch.bincount(answer.steep, on_steep, n_classes)
+    mean_label += torch.bincount(answer.flat, weights - on_steep, n_classes)
+    return mean_label.cpu().numpy(), (weights @ answer.values).cpu().numpy()
+
+
+def answer_curvature(answer: Minimizers, weights: Tensor, multipliers: Vector) -> Vector:
+    """Return minus the second derivative of the rows' mean value."""
+    split = (answer.share > 0) & (answer.share < 1)
+    steep, flat = answer.steep[split], answer.flat[split]
+    w = torch.from_numpy(multipliers).to(weights.device)
+    return laplacian(steep, flat, weights[split] / (w[steep] - w[flat]) ** 2, len(multipliers))
+
+
+def laplacian(steep: Tensor, flat: Tensor, weights: Tensor, n_classes: int) -> Vector:
+    """Return the Laplacian of a graph of the classes."""
+    edges = torch.add(flat, steep, alpha=n_classes)
+    graph = torch.bincount(edges, weights, n_classes**2).double().cpu().numpy()
+    graph = graph.reshape(n_classes, n_classes)
+    found: Vector = -graph - graph.T
+    found.flat[:: n_classes + 1] -= found.sum(1)
+    return found

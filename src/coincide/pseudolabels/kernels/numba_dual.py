@@ -47,8 +47,8 @@ def _highest(row, start, t):
 
 
 @compiled
-def _minimize_rows(rows, p, start, values, steep, flat, share):
-    """Search from the pairs in ``steep`` and ``flat``, for intercepts ``w`` at most 0."""
+def _minimize_rows(rows, p, start, top, values, steep, flat, share):
+    """Search from the pairs in ``steep`` and ``flat``, for ``w = start + top``, ``start`` <= 0."""
     for i in range(rows[0], rows[1]):
         row = p[i]
         if steep[i] < 0:
@@ -69,11 +69,48 @@ def _minimize_rows(rows, p, start, values, steep, flat, share):
             if level >= row[high] or (level > row[low] and row[highest] < level):
                 keep = high
             low, high = (keep, highest) if row[highest] > row[keep] else (highest, keep)
-        values[i] = 1 - np.log(level) - height
+        values[i] = 1 - np.log(level) - height - top
         steep[i], flat[i] = high, low
         width = np.float64(row[high]) - row[low]
         alone = 1.0 if start[high] >= start[low] else 0.0
         share[i] = (level - row[low]) / width if width > 0 else alone
+
+
+@compiled
+def _sum_answer(values, steep, flat, share, weights, mean):
+    """Add ``Σ ω y`` to ``mean`` and return ``Σ ω g``."""
+    total = 0.0
+    for i in range(len(steep)):
+        on_steep = weights[i] * share[i]
+        mean[steep[i]] += on_steep
+        mean[flat[i]] += weights[i] - on_steep
+        total += weights[i] * values[i]
+    return total
+
+
+@compiled
+def _add_edge(graph, one, other, weight):
+    """Add an edge to the Laplacian of a graph."""
+    graph[one, one] += weight
+    graph[other, other] += weight
+    graph[one, other] -= weight
+    graph[other, one] -= weight
+
+
+@compiled
+def _add_edges(steep, flat, weights, graph):
+    """Add all edges to the Laplacian of a graph."""
+    for i in range(len(steep)):
+        _add_edge(graph, steep[i], flat[i], weights[i])
+
+
+@compiled
+def _add_split_rows(steep, flat, share, weights, w, graph):
+    """Add an edge for every row that is split, with the rate at which it moves mass."""
+    for i in range(len(steep)):
+        if 0 < share[i] < 1:
+            rate = weights[i] / (w[steep[i]] - w[flat[i]]) ** 2
+            _add_edge(graph, steep[i], flat[i], rate)
 
 
 class NumbaMinimizers:
@@ -91,12 +128,35 @@ class NumbaMinimizers:
         self._work = BlockedRows(*self._p.shape)
         self._steep = np.full(n_rows, -1, np.int64)
         self._flat = np.full(n_rows, -1, np.int64)
-        self._share = np.empty(n_rows)
-        self._values = np.empty(n_rows)
 
     def minimize(self, multipliers: Vector) -> Minimizers:
         """Return the minimizers for ``w``, searched from those of the last call."""
         top = multipliers.max()
-        arrays = (self._values, self._steep, self._flat, self._share)
-        self._work.each(lambda _, rows: _minimize_rows(rows, self._p, multipliers - top, *arrays))
-        return Minimizers(*(torch.from_numpy(array) for array in (self._values - top, *arrays[1:])))
+        start = multipliers - top
+        values, share = np.empty((2, len(self._p)))
+        self._steep, self._flat = self._steep.copy(), self._flat.copy()
+        found = values, self._steep, self._flat, share
+        self._work.each(lambda _, rows: _minimize_rows(rows, self._p, start, top, *found))
+        return Minimizers(*map(torch.from_numpy, found))
+
+
+def summed_answer(answer: Minimizers, weights: Tensor, n_classes: int) -> tuple[Vector, Vector]:
+    """Return the rows' mean label and their mean value."""
+    mean = np.zeros(n_classes)
+    value = _sum_answer(*(part.numpy() for part in answer), weights.numpy(), mean)
+    return mean, np.array(value)
+
+
+def answer_curvature(answer: Minimizers, weights: Tensor, multipliers: Vector) -> Vector:
+    """Return minus the second derivative of the rows' mean value."""
+    graph = np.zeros((len(multipliers), len(multipliers)))
+    rows = (part.numpy() for part in answer[1:])
+    _add_split_rows(*rows, weights.numpy(), multipliers, graph)
+    return graph
+
+
+def laplacian(steep: Tensor, flat: Tensor, weights: Tensor, n_classes: int) -> Vector:
+    """Return the Laplacian of a graph of the classes."""
+    graph = np.zeros((n_classes, n_classes))
+    _add_edges(steep.numpy(), flat.numpy(), weights.numpy(), graph)
+    return graph

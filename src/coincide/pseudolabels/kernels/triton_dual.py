@@ -81,12 +81,13 @@ class TritonMinimizers:
         self._tiles = Tiles(*probs.shape)
         self._steep = probs.argmax(1)
         self._flat = self._steep.clone()
-        self._values, self._share = probs.new_empty(2, len(probs), dtype=torch.float64)
 
     def minimize(self, multipliers: Vector) -> Minimizers:
         """Return the minimizers for ``w``, searched from those of the last call."""
         top = float(multipliers.max())
         starts = torch.from_numpy(multipliers - top).to(self._p.device)
-        found = (self._values, self._steep, self._flat, self._share)
+        values, share = starts.new_empty(2, len(self._p))
+        self._steep, self._flat = self._steep.clone(), self._flat.clone()
+        found = values, self._steep, self._flat, share
         _minimize[(self._tiles.programs,)](self._p, starts, *found, **self._tiles.constants)
-        return Minimizers(self._values - top, *found[1:])
+        return Minimizers(values - top, *found[1:])
