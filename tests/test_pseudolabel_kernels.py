@@ -18,7 +18,6 @@ from coincide.pseudolabels.em import solve_rows
 from coincide.pseudolabels.kernels import (
     available_backends,
     choose_backend,
-    dual_values,
     row_kernels,
     row_minimizers,
 )
@@ -223,7 +222,7 @@ def test_row_duals_against_enumeration(
     probs = random_probs(*size, scale=scale, seed=seed)
     multipliers = np.random.default_rng(seed + 1).normal(size=size[1]) * spread
     rows = torch.from_numpy(probs).to(device_of(backend))
-    found = dual_values(backend, rows, multipliers, collision=True)
+    found = row_minimizers(backend, rows).minimize(multipliers).values
     expected = [dual_row_by_enumeration(row, multipliers) for row in probs]
     np.testing.assert_allclose(found.cpu().numpy(), expected, rtol=1e-12, atol=1e-11)
 
@@ -236,7 +235,7 @@ def test_row_duals_of_degenerate_rows(backend: str, name: str, ties: bool) -> No
     n_classes = probs.shape[1]
     multipliers = np.zeros(n_classes) if ties else np.linspace(-3, 40, n_classes)
     rows = torch.from_numpy(probs).to(device_of(backend))
-    found = dual_values(backend, rows, multipliers, collision=True)
+    found = row_minimizers(backend, rows).minimize(multipliers).values
     expected = [dual_row_by_enumeration(row, multipliers) for row in probs]
     np.testing.assert_allclose(found.cpu().numpy(), expected, rtol=1e-12, atol=1e-11)
 

@@ -13,6 +13,7 @@ what has come near the better multipliers, and goes on from the last labels (col
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -65,7 +66,6 @@ class ActiveSetState:
     """
 
     problem: Problem
-    search: RowMinimizers
     tol: float
     pace: Pace
     ascent: Ascent | None = None
@@ -78,6 +78,11 @@ class ActiveSetState:
     interior: InteriorPointState | None = None
     bound: float = float("-inf")
     stalled: bool = False
+
+    @cached_property
+    def search(self) -> RowMinimizers:
+        """The search for the rows' answers."""
+        return row_minimizers(self.problem.backend, self.problem.probs)
 
     @property
     def multipliers(self) -> Vector:
@@ -125,8 +130,7 @@ class ActiveSet:
     def start(self, problem: Problem, labels: Tensor | None, tol: float) -> ActiveSetState:
         """Evaluate the dual at the problem's guess, at what labels propose, or at the prior."""
         check_unknowns(problem, self.name)
-        search = row_minimizers(problem.backend, problem.probs)
-        state = ActiveSetState(problem, search, tol, pace_of(problem, tol))
+        state = ActiveSetState(problem, tol, pace_of(problem, tol))
         proposed = _proposed(problem, labels)
         if proposed is not None or not state.pace.tiny:
             state.ascent = _first_ascent(state, proposed)

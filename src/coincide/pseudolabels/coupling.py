@@ -35,10 +35,6 @@ class Coupling(Protocol):
         """Return ``s = -Δw``, from ``pull = Σ_i ω_i P_i r_i``."""
         ...
 
-    def answer(self, change: Vector) -> Vector:
-        """Return ``Δȳ``, from ``s = -Δw``; 0 where the coupling has no curvature."""
-        ...
-
 
 def check_unknowns(problem: Problem, solver: str) -> None:
     """Refuse a problem whose system would be too large, in the name of a solver."""
@@ -68,6 +64,19 @@ def coupling_of(gram: Vector | RowSystem, curvature: Vector, off: Vector) -> Cou
     return _RowCoupling(gram, curvature, off)
 
 
+def answer_to(change: Vector, curvature: Vector, off: Vector) -> Vector:
+    """Return ``Δȳ``, from ``s = -Δw``; 0 where the coupling has no curvature.
+
+    Parameters
+    ----------
+    change : array of shape (K,)
+        ``s``.
+    curvature, off : array of shape (K,)
+        As in :func:`coupling_of`.
+    """
+    return _divided(change - off, curvature)
+
+
 class _ClassCoupling:
     """One unknown a class: ``(I + √h (Σ_i ω_i P_i) √h) s/√h = √h pull + off/√h``."""
 
@@ -94,9 +103,6 @@ class _ClassCoupling:
         change: Vector = self._root * scaled
         return change
 
-    def answer(self, change: Vector) -> Vector:
-        return _divided(_divided(change, self._root) - self._off, self._root)
-
 
 class _RowCoupling:
     """Two unknowns a row, ``β_i`` and ``γ_i`` of ``P_i s``: the classes are eliminated.
@@ -121,9 +127,6 @@ class _RowCoupling:
         levels, _ = lapack.dpotrs(self._factor, self._rows.gather(direct), lower=0)
         change: Vector = direct + self._curvature / self._soft * self._rows.scatter(levels)
         return change
-
-    def answer(self, change: Vector) -> Vector:
-        return _divided(change - self._off, self._curvature)
 
 
 def _divided(above: Vector, below: Vector) -> Vector:

@@ -20,6 +20,8 @@ few units of the loss: one secular equation a row, as in EM's M-step.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -27,20 +29,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coincide.pseudolabels.coupling import check_unknowns, coupling_of
-from coincide.pseudolabels.kernels import RowKernels, StepArrays
+from coincide.pseudolabels.coupling import answer_to, check_unknowns, coupling_of
+from coincide.pseudolabels.kernels import (
+    RowKernels,
+    StepArrays,
+    near_central_path,
+    near_labels,
+    row_parts,
+)
 from coincide.pseudolabels.objectives import Vector
-from coincide.pseudolabels.problem import Problem, row_parts
+from coincide.pseudolabels.problem import Problem
 
 _TO_BOUNDARY = 0.995
 _CENTERING_POWER = 3
 _MOST_CENTERING = 0.4  # more, and steps that center and steps that advance can go in circles
 _SHARE_OF_TOL = 0.1
 _ROUNDING = 1e-12  # of the gap, for each unit of fairness
-_FIRST_GAP = 5.0  # of the first iterate, at least
-_FIRST_GAP_OF_A_CLASS = 0.04  # the same, for each: many of them get stuck nearer to the boundary
+_FIRST_GAP = 5.0  # of the first iterate; under collision cross-entropy
+_FIRST_GAP_OF_COLLISION = 1.0  # it may be as small as this, and
+_FIRST_GAP_OF_A_CLASS = 0.1  # grows with each class,
+_FIRST_GAP_OF_MANY = 0.04  # as it does later: many of them get stuck nearer to the boundary
 _EVEN = 0.1  # of its labels that are shared equally, whatever the prior
-_NEWTON_STEPS = 3  # for the level of each of its rows, which needs no digits
 
 
 @dataclass
@@ -100,25 +109,19 @@ class InteriorPoint:
             mean_label = problem.mean_label(labels)
             mean_label += self.warmth * (problem.mean_label(problem.uniform_labels()) - mean_label)
         multipliers = problem.multipliers(mean_label)
-        rows, kernels = problem.kernel_rows, problem.kernels()
-        arrays = _empty_arrays(rows, by_class=kernels.by_class)
-        beside, wanted = (
-            problem.at_rows(vector).expand(rows.shape)
-            for vector in (multipliers - multipliers.max(), shares)
-        )
-        for part in row_parts(rows):
-            # Class by class, where sums over the classes are quick for few of them, too.
-            own, w = rows[part].T.double().contiguous(), beside[part].T.double()
-            if labels is None:
-                v = wanted[part].T.double()
-                y, zeta = _centered(own, w, v, collision=problem.objective.collision)
-            else:
-                y = torch.lerp(labels[part].T.double(), 1 / w.new_tensor(len(w)), self.warmth)
-                zeta = _slacks(own, w, y, collision=problem.objective.collision)
-            arrays.y[part], arrays.zeta[part] = y.T, zeta.T
-        state = InteriorPointState(
-            kernels.load(*arrays), 0.0, multipliers, kernels, tol, problem.mass
-        )
+        rows, relative = problem.kernel_rows, multipliers - multipliers.max()
+        gap, collision = _first_gap(problem), problem.objective.collision
+
+        def near(part: slice) -> StepArrays:
+            own = rows[part]
+            if labels is not None:
+                return near_labels(own, relative, labels[part], self.warmth, collision=collision)
+            backend = problem.backend
+            return near_central_path(backend, own, relative, shares, gap, collision=collision)
+
+        kernels = problem.kernels()
+        arrays = kernels.load(*_part_by_part(rows, near, by_class=kernels.by_class))
+        state = InteriorPointState(arrays, 0.0, multipliers, kernels, tol, problem.mass)
         state.set_multipliers(0.0, multipliers)
         return state
 
@@ -126,12 +129,13 @@ class InteriorPoint:
         """Take one predictor-corrector step; mark the state when the system breaks down."""
         kernels, arrays, relative = state.kernels, state.arrays, state.relative
         factors = kernels.factor()
-        if not np.isfinite(factors.complementarity):  # predictions of a network that diverged
+        if not math.isfinite(factors.complementarity):  # predictions of a network that diverged
             state.stalled = True
             return state
         mean_label = factors.mean_label + problem.held
         off = state.multipliers - problem.multipliers(mean_label)
-        coupling = coupling_of(factors.gram, problem.curvature(mean_label), off)
+        curvature = problem.curvature(mean_label)
+        coupling = coupling_of(factors.gram, curvature, off)
         if coupling.broken:
             state.stalled = True
             return state
@@ -143,11 +147,12 @@ class InteriorPoint:
         now = factors.complementarity
         ahead = (1 - dual) * now + (primal - dual - primal * dual) * affine.first
         ahead -= primal * dual * affine.second
-        mean = now / (arrays.y.shape[1] * state.mass)
+        width = arrays.y.shape[1]
+        mean = now / (width * state.mass)
         target = mean * min(_MOST_CENTERING, max(ahead / now, 0.0) ** _CENTERING_POWER)
         # Closer to the boundary than the tolerance asks, rounding would be all that moves.
         floor = max(_SHARE_OF_TOL * state.tol, _ROUNDING * (1 + problem.fairness))
-        target = max(target, floor / arrays.y.shape[1])
+        target = max(target, floor / width)
 
         change = coupling.solve(pull + target * affine.center + affine.bend)
         extents = kernels.correct(relative - change, target)
@@ -158,34 +163,37 @@ class InteriorPoint:
             return state
         state.arrays = kernels.advance(primal, dual)
         state.set_multipliers(state.level, relative - dual * change)
-        if not problem.bounded_by(state.multipliers):
+        moved = mean_label + primal * answer_to(change, curvature, off)
+        open_gap = problem.coupling_gap(moved, state.multipliers)
+        if math.isinf(open_gap) and not problem.bounded_by(state.multipliers):
             state.set_multipliers(0.0, problem.multipliers(problem.mean_label(state.labels)))
+            open_gap = problem.coupling_gap(moved, state.multipliers)
         length = (primal + dual) / 2
-        state.expected_gap = (1 - length) * now + length * target * arrays.y.shape[1]
-        moved = mean_label + primal * coupling.answer(change)
-        state.expected_gap += problem.coupling_gap(moved, state.multipliers)
+        state.expected_gap = (1 - length) * now + length * target * width + open_gap
         return state
 
 
-def _empty_arrays(rows: Tensor, *, by_class: bool) -> StepArrays:
-    """Return room for labels and slacks, float64, row by row or class by class.
-
-    The kernels take arrays that lie as they want them without a copy.
-    """
+def _part_by_part(
+    rows: Tensor, near: Callable[[slice], StepArrays], *, by_class: bool
+) -> StepArrays:
+    """Return the first iterate of all rows, as the kernels take it without a copy."""
+    first, *others = row_parts(rows)
+    if by_class and not others:
+        return near(first)  # which lies class by class
     shape = rows.T.shape if by_class else rows.shape
-    arrays = (torch.empty(shape, dtype=torch.float64, device=rows.device) for _ in range(2))
-    return StepArrays(*(array.T if by_class else array for array in arrays))
+    empty = (torch.empty(shape, dtype=torch.float64, device=rows.device) for _ in range(2))
+    arrays = StepArrays(*(array.T if by_class else array for array in empty))
+    for part in (first, *others):
+        arrays.y[part], arrays.zeta[part] = near(part)
+    return arrays
 
 
-def _pull(rows: Tensor, w: Tensor, coincidence: Tensor, *, collision: bool) -> Tensor:
-    """Return minus the row gradients of loss and coupling, ``g_i + w``; all are ``(K, n)``."""
-    return rows / coincidence + w if collision else rows + w
-
-
-def _slacks(rows: Tensor, w: Tensor, y: Tensor, *, collision: bool) -> Tensor:
-    """Return slacks of at least 1 that leave no dual residual at the labels ``y``, ``(K, n)``."""
-    pull = _pull(rows, w, (rows * y).sum(0), collision=collision)
-    return 1 + pull.amax(0) - pull
+def _first_gap(problem: Problem) -> float:
+    """Return the complementarity of the first iterate."""
+    classes = len(problem.prior)
+    least = _FIRST_GAP_OF_COLLISION if problem.objective.collision else _FIRST_GAP
+    few = min(_FIRST_GAP_OF_A_CLASS * classes, _FIRST_GAP)
+    return max(least, few, _FIRST_GAP_OF_MANY * classes)
 
 
 def _first_shares(problem: Problem) -> Vector:
@@ -196,31 +204,6 @@ def _first_shares(problem: Problem) -> Vector:
         return np.full(classes, 1 / classes)
     shares: Vector = (1 - _EVEN) * left / total + _EVEN / classes
     return shares
-
-
-def _centered(rows: Tensor, w: Tensor, shares: Tensor, *, collision: bool) -> tuple[Tensor, Tensor]:
-    """Return labels and slacks with ``y ζ = μ``, near ``shares``, and a small dual residual.
-
-    ``y_k = μ_k/(d + max_j g_j - g_k)`` for the one ``d`` at which they sum to 1. Of collision
-    cross-entropy ``g = σ/x``, where ``x`` is at least ``σ_max/(1 + Σμ)`` (EM's M-step) and about
-    that of the shares. All are ``(K, n)``; ``μ`` is in proportion to the shares.
-    """
-    gap = max(_FIRST_GAP, _FIRST_GAP_OF_A_CLASS * len(rows))
-    target = gap / shares.sum(0) * shares
-    coincidence = torch.maximum((rows * shares).sum(0) / shares.sum(0), rows.amax(0) / (1 + gap))
-    below = _pull(rows, w, coincidence, collision=collision).neg_()
-    below -= below.amin(0)
-    least = torch.where(below == 0, target, 0.0).amax(0)
-    level, y = least, torch.empty_like(below)
-    for _ in range(_NEWTON_STEPS):
-        torch.add(below, level, out=y).reciprocal_()
-        slope = (y * y).mul_(target).sum(0)
-        mass = y.mul_(target).sum(0)
-        # A step on 1 - 1/mass.
-        level = torch.maximum(level + (mass - 1) * mass / slope, least).clamp_max(gap)
-    torch.add(below, level, out=y).reciprocal_().mul_(target)
-    y /= y.sum(0)
-    return y, target / y
 
 
 def _limit(rate: float) -> float:

@@ -70,8 +70,11 @@ _TINY = np.finfo(np.float64).tiny
 
 
 def _where_positive(prior: Vector, above: Vector, below: Vector) -> Vector:
-    """Return ``above/below`` where the prior is positive, 0 elsewhere; infinite for 1/0."""
-    if prior.all() and below.all():
+    """Return ``above/below`` where the prior is positive, 0 elsewhere; infinite for 1/0.
+
+    Above there is 0 where the prior is.
+    """
+    if below.all():
         return above / below
     with np.errstate(divide="ignore"):
         return np.divide(above, below, out=np.zeros_like(prior), where=prior > 0)

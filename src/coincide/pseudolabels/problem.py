@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -24,30 +24,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coincide.pseudolabels.kernels import RowKernels, dual_values, pays_apart, row_kernels
+from coincide.pseudolabels.kernels import (
+    RowKernels,
+    answer_kernels,
+    pays_apart,
+    row_kernels,
+    row_minimizers,
+    row_parts,
+    summed_labels,
+    weighted_sum,
+)
 from coincide.pseudolabels.kernels.shared_rows import NoRows, SharedRows, Sums, sum_together
 from coincide.pseudolabels.objectives import Objective, Vector
-
-# Of a part of the rows: work arrays of its size are all that a pass needs beside its input.
-_ENTRIES_PER_PART = {"cpu": 1 << 17}
-_ENTRIES_ON_DEVICE = 1 << 26
-
-
-def row_parts(rows: Tensor) -> Iterator[slice]:
-    """Yield all rows, so many at a time that a pass over them needs little memory."""
-    n_rows, n_classes = rows.shape
-    entries = _ENTRIES_PER_PART.get(rows.device.type, _ENTRIES_ON_DEVICE)
-    size = max(1, entries // n_classes)
-    for first in range(0, max(1, n_rows), size):
-        yield slice(first, min(first + size, n_rows))
-
-
-def weighted_sum(weights: Tensor, rows: Tensor) -> Tensor:
-    """Return ``Σ_i ω_i rows_i``, ``(K,)``, float64."""
-    total = rows.new_zeros(rows.shape[1], dtype=torch.float64)
-    for part in row_parts(rows):
-        total += weights[part].double() @ rows[part].double()
-    return total
 
 
 @dataclass(frozen=True)
@@ -93,15 +81,10 @@ class Problem:
         """Return the sums of arrays over the processes that hold rows."""
         return arrays if self.sums is None else sum_together(self.sums, *arrays)
 
-    def total(self, values: Tensor) -> float:
-        """Return ``Σ_i ω_i values_i`` over the free rows of all processes."""
-        own = self.weights.double() @ values.double()
-        return float(self.summed(own.cpu().numpy())[0])
-
     @cached_property
     def mass(self) -> float:
         """The share of the free rows of all processes."""
-        return float(self.summed(self.weights.double().sum().cpu().numpy())[0])
+        return float(self.summed(np.array(float(self.weights.sum(dtype=torch.float64))))[0])
 
     def entries(self) -> float:
         """Return the number of row-class entries of all processes."""
@@ -109,6 +92,8 @@ class Problem:
 
     def to(self, dtype: torch.dtype) -> Problem:
         """Return the problem with its rows in another precision."""
+        if self.probs.dtype == dtype and self.precision is None:
+            return self
         return dataclasses.replace(self, probs=self.probs.to(dtype), precision=None)
 
     def uniform_labels(self) -> Tensor:
@@ -154,7 +139,7 @@ class Problem:
         """The unknowns of the dense system that couples the rows: two a row, or one a class."""
         return 2 * len(self.probs) if self.apart else len(self.prior)
 
-    @property
+    @cached_property
     def apart(self) -> bool:
         """Whether the kernels give the coupling row by row, for the rows are few and all here."""
         few = pays_apart(len(self.probs), len(self.prior))
@@ -194,17 +179,6 @@ class Problem:
         mass = kept.sum(1, keepdim=True)
         return torch.where(mass > 0, kept / mass, self.probs)
 
-    def row_losses(self, labels: Tensor) -> Tensor:
-        """Return ``f_i(y_i)`` of every free row, float64; 0 ln 0 = 0."""
-        losses = labels.new_empty(len(labels), dtype=torch.float64)
-        for part in row_parts(labels):
-            probs, own = self.probs[part].double(), labels[part].double()
-            if self.objective.collision:
-                losses[part] = -torch.linalg.vecdot(probs, own).log()
-            else:
-                losses[part] = -torch.xlogy(own, probs).sum(1)
-        return losses
-
     def descent(self, labels: Tensor) -> Tensor:
         """Return minus the gradient of the row losses."""
         if not self.objective.collision:
@@ -212,22 +186,33 @@ class Problem:
         coincidence: Tensor = torch.linalg.vecdot(self.probs, labels)
         return self.probs / coincidence[:, None]
 
+    def free_sums(self, labels: Tensor) -> tuple[Vector, Vector]:
+        """Return ``Σ_i ω_i f_i(y_i)`` and ``Σ_i ω_i y_i`` over the free rows of this process."""
+        collision = self.objective.collision
+        return summed_labels(self.backend, self.probs, self.weights, labels, collision=collision)
+
     def value(self, labels: Tensor) -> float:
         """Return the objective at ``labels``."""
-        loss = self.total(self.row_losses(labels))
-        fairness = self.objective.coupling.value(self.mean_label(labels), self.prior, self.fairness)
-        return loss + fairness + self.held_loss
+        loss, free = self.summed(*self.free_sums(labels))
+        fairness = self.objective.coupling.value(free + self.held, self.prior, self.fairness)
+        return float(loss) + fairness + self.held_loss
 
     def lower_bound(self, multipliers: Vector) -> float:
         """Return ``bound(w)``: no labels have a smaller objective."""
-        collision = self.objective.collision
-        rows = [
-            dual_values(self.backend, self.probs[part], multipliers, collision=collision)
-            for part in row_parts(self.probs)
-        ]
+        own = sum(self._dual_value(multipliers, part) for part in row_parts(self.probs))
+        free = float(self.summed(np.array(own))[0])
         conjugate = self.objective.coupling.conjugate(multipliers, self.prior, self.fairness)
-        free = self.total(torch.cat(rows))
         return free - float(multipliers @ self.held) - conjugate + self.held_loss
+
+    def _dual_value(self, multipliers: Vector, part: slice) -> float:
+        """Return ``Σ_i ω_i g_i(w)`` over some free rows."""
+        probs, weights = self.probs[part], self.weights[part].double()
+        if not self.objective.collision:  # g = -max_k(ln σ_k + w_k)
+            w = torch.from_numpy(multipliers).to(probs.device)
+            return -float(weights @ (probs.double().log() + w).amax(1))
+        answer = row_minimizers(self.backend, probs).minimize(multipliers)
+        kernels = answer_kernels(self.backend)
+        return float(kernels.summed_answer(answer, weights, len(multipliers))[1])
 
 
 class Certificate(NamedTuple):

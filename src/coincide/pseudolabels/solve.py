@@ -29,9 +29,9 @@ from coincide.pseudolabels.active_set import ActiveSet
 from coincide.pseudolabels.coupling import MOST_UNKNOWNS
 from coincide.pseudolabels.em import ExpectationMaximization
 from coincide.pseudolabels.interior_point import InteriorPoint
-from coincide.pseudolabels.kernels import choose_backend, pays_apart
+from coincide.pseudolabels.kernels import choose_backend, pays_apart, weighted_sum
 from coincide.pseudolabels.objectives import OBJECTIVES, Vector
-from coincide.pseudolabels.problem import Certificate, weighted_sum
+from coincide.pseudolabels.problem import Certificate
 from coincide.pseudolabels.projected_gradient import ProjectedGradient
 from coincide.pseudolabels.reduction import UNKNOWN, Reduction, reduce_problem
 from coincide.pseudolabels.rules import ClosedForm, Sinkhorn

@@ -82,11 +82,18 @@ class WorkingSet(Problem):
         """Return a K-vector as it stands beside the candidates."""
         return torch.from_numpy(vector).to(self.probs)[self.classes]
 
+    def free_sums(self, labels: Tensor) -> tuple[Vector, Vector]:
+        """Return the mean loss of the open rows of this process and their mean label."""
+        return super().free_sums(labels)[0], self._free_mean_label(labels)
+
     def mean_label(self, labels: Tensor) -> Vector:
         """Return ``ȳ``, settled and known rows included."""
+        return self.summed(self._free_mean_label(labels))[0] + self.held
+
+    def _free_mean_label(self, labels: Tensor) -> Vector:
+        """Return what the open rows of this process add to ``ȳ``."""
         weighted = (self.weights[:, None] * labels).flatten()
-        open_rows = torch.bincount(self.classes.flatten(), weighted, len(self.prior)).double()
-        return self.summed(open_rows.cpu().numpy())[0] + self.held
+        return torch.bincount(self.classes.flatten(), weighted, len(self.prior)).cpu().numpy()
 
     def candidates(self, labels: Tensor) -> Pairs:
         """Return the candidates of all M rows, the settled too; infinitely near those in use.

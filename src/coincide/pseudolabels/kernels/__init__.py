@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from coincide.pseudolabels.kernels import candidates, dual
+from coincide.pseudolabels.kernels import candidates, dual, first_iterate
 from coincide.pseudolabels.kernels.contract import (
     AnswerKernels,
     Extents,
@@ -28,6 +28,9 @@ from coincide.pseudolabels.kernels.contract import (
     StepArrays,
     Vector,
 )
+from coincide.pseudolabels.kernels.first_iterate import near_labels
+from coincide.pseudolabels.kernels.labels import summed_labels as labels_in_torch
+from coincide.pseudolabels.kernels.parts import row_parts, weighted_sum
 from coincide.pseudolabels.kernels.torch_rows import CandidateRows, TorchRows
 
 if TYPE_CHECKING:
@@ -50,13 +53,17 @@ __all__ = [
     "available_backends",
     "candidate_kernels",
     "choose_backend",
-    "dual_values",
     "em_squarem",
     "em_sweeper",
     "near_candidates",
+    "near_central_path",
+    "near_labels",
     "pays_apart",
     "row_kernels",
     "row_minimizers",
+    "row_parts",
+    "summed_labels",
+    "weighted_sum",
 ]
 
 # Below this many row-class entries to solve for, loading compiled code costs more than it saves.
@@ -153,6 +160,32 @@ def candidate_kernels(
 
         return NumbaCandidateRows(probs, weights, classes, n_classes, apart=apart)
     return CandidateRows(probs, weights, classes, n_classes, apart=apart)
+
+
+def near_central_path(
+    backend: str,
+    rows: Tensor,
+    multipliers: Vector,
+    shares: Vector,
+    gap: float,
+    *,
+    collision: bool,
+) -> StepArrays:
+    """Return labels and slacks of every row near its own central path.
+
+    Parameters
+    ----------
+    backend : {"torch", "numba", "triton"}
+    rows, multipliers, shares, gap, collision
+        See :func:`coincide.pseudolabels.kernels.first_iterate.near_central_path`.
+    """
+    if backend == "numba":
+        from coincide.pseudolabels.kernels import numba_first_iterate  # noqa: PLC0415
+
+        near = numba_first_iterate.near_central_path
+    else:
+        near = first_iterate.near_central_path
+    return near(rows, multipliers, shares, gap, collision=collision)
 
 
 def near_candidates(
@@ -255,21 +288,22 @@ def answer_kernels(backend: str) -> AnswerKernels:
     return dual
 
 
-def dual_values(backend: str, probs: Tensor, multipliers: Vector, *, collision: bool) -> Tensor:
-    """Return ``g_i(w) = min_y [f_i(y) - w·y]`` for every row, float64, ``(M,)``.
+def summed_labels(
+    backend: str, probs: Tensor, weights: Tensor, labels: Tensor, *, collision: bool
+) -> tuple[Vector, Vector]:
+    """Return the mean row loss of labels and the mean label.
 
     Parameters
     ----------
     backend : {"torch", "numba", "triton"}
-    probs : Tensor of shape (M, K)
-    multipliers : array of shape (K,)
-    collision : bool
-        The row loss: collision cross-entropy, or Shannon's (then ``g = -max_k(ln σ_k + w_k)``).
+    probs, weights, labels, collision
+        See :func:`coincide.pseudolabels.kernels.labels.summed_labels`.
     """
-    if collision:
-        return row_minimizers(backend, probs).minimize(multipliers).values
-    vector = torch.from_numpy(multipliers).to(probs.device)
-    return -(probs.double().log() + vector).amax(1)
+    if backend == "numba" and collision:
+        from coincide.pseudolabels.kernels import numba_labels  # noqa: PLC0415
+
+        return numba_labels.summed_labels(probs, weights.double(), labels)
+    return labels_in_torch(probs, weights, labels, collision=collision)
 
 
 def _in_triton(backend: str, rows: Tensor) -> bool:

@@ -325,10 +325,8 @@ class NumbaRows:
         self._y, self._zeta = (
             np.ascontiguousarray(array.double().numpy().T) for array in (labels, slacks)
         )
-        return self._iterate()
-
-    def _iterate(self) -> StepArrays:
-        return StepArrays(torch.from_numpy(self._y).T, torch.from_numpy(self._zeta).T)
+        self._arrays = StepArrays(torch.from_numpy(self._y).T, torch.from_numpy(self._zeta).T)
+        return self._arrays
 
     def _vectors(self) -> Array:
         return np.zeros((self._work.count, 2, self._classes))
@@ -403,4 +401,4 @@ class NumbaRows:
             )  # fmt: skip
 
         self._work.each(work)
-        return self._iterate()
+        return self._arrays
