@@ -62,7 +62,7 @@ def test_the_first_iterate_is_centered(objective: str, backend: str) -> None:
     # The dual residual, whose row constants are free, is small next to the slacks.
     residual = problem.descent(y) + torch.from_numpy(state.multipliers) + zeta
     residual -= residual.mean(1, keepdim=True)
-    assert float(residual.norm() / zeta.norm()) < 0.3
+    assert float(residual.norm() / zeta.norm()) < 0.5
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -121,7 +121,7 @@ def test_parts_of_the_rows_give_what_the_whole_gives(monkeypatch: pytest.MonkeyP
     labels = torch.from_numpy(random_labels(37, 5))
     whole = certify(problem, labels)
     y, zeta = InteriorPoint().start(problem, None, 1e-6).arrays
-    monkeypatch.setattr("coincide.pseudolabels.problem._ENTRIES_PER_PART", {"cpu": 20})
+    monkeypatch.setattr("coincide.pseudolabels.kernels.parts._ENTRIES_PER_PART", {"cpu": 20})
     again = problem.to(torch.float64)
     assert certify(again, labels) == pytest.approx(whole, rel=1e-13)
     for found, expected in zip(

@@ -22,9 +22,11 @@ from coincide.pseudolabels.kernels import (
 )
 from coincide.pseudolabels.problem import Problem
 from coincide.pseudolabels.reduction import reduce_problem
+from coincide.pseudolabels.solver import run_solver
 from coincide.pseudolabels.working_set import WorkingSet, first_working_set
 from devices import cpu_backends
 from problems import Array, degenerate_problems, random_labels, random_probs, skewed_prior
+from working_sets import solve_working_set
 
 LAWS = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**31 - 1)
@@ -42,7 +44,8 @@ def three_threads() -> Iterator[None]:
 def random_candidates(n_rows: int, width: int, n_classes: int, seed: int) -> tuple[Tensor, ...]:
     """Return the predictions, weights, classes, labels and slacks of an interior iterate."""
     rng = np.random.default_rng(seed)
-    classes = rng.permuted(np.tile(np.arange(n_classes), (n_rows, 1)), axis=1)[:, :width].copy()
+    classes = rng.permuted(np.tile(np.arange(n_classes), (n_rows, 1)), axis=1)[:, :width]
+    classes = -np.sort(-classes, axis=1)
     probs = np.take_along_axis(random_probs(n_rows, n_classes, scale=3, seed=seed), classes, 1)
     labels = random_labels(n_rows, width, seed=seed + 1)
     # Near the central path, as iterates are: far from it single steps amplify rounding.
@@ -56,7 +59,6 @@ def trace(
 ) -> list[Array]:
     """Return all that the kernels say over a step along each shift, rows in the given order."""
     kernels.load(labels, slacks)
-    off_diagonal = 1 - np.eye(shifts.shape[1])
     said: list[Array] = []
     for shift in shifts:
         factors = kernels.factor()
@@ -64,7 +66,7 @@ def trace(
         extents = kernels.correct(shift / 2, 1e-3)
         primal, dual = (0.9 * min(1.0, -1 / min(extent, -1)) for extent in extents)
         arrays = kernels.advance(primal, dual)
-        said += [factors.gram * off_diagonal, *factors[1:], *prediction, *extents]
+        said += [np.triu(factors.gram, 1), *factors[1:], *prediction, *extents]
         said += [a.numpy().copy() if order is None else a.gather(1, order).numpy() for a in arrays]
     return [np.asarray(part) for part in said]
 
@@ -152,17 +154,6 @@ def point_at(problem: Problem, multipliers: Array) -> Point:
     return evaluate(problem, row_minimizers(problem.backend, problem.probs), multipliers)
 
 
-def solve(problem: Problem) -> tuple[Tensor, Array]:
-    """Return the interior point's labels and multipliers, at a gap of 1e-10 where it gets there."""
-    solver = InteriorPoint()
-    state = solver.start(problem, None, 1e-10)
-    for _ in range(200):
-        state = solver.step(problem, state)
-        if state.stalled or state.expected_gap <= 1e-10:
-            break
-    return state.labels, state.multipliers
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("backend", BACKENDS)
 @LAWS
@@ -205,9 +196,9 @@ def test_a_working_set_can_always_move(backend: str, unwanted: float) -> None:
     assert len(working.rows) > 0
     counts = np.bincount(working.classes.flatten(), minlength=8) + working.held
     assert (counts > 0).all()
-    labels, found = solve(working)
-    assert np.isfinite(found).all()
-    assert np.isfinite(problem.value(working.expand(labels, torch.float64)))
+    state = solve_working_set(problem, working, 1e-10)
+    assert np.isfinite(state.multipliers).all()
+    assert np.isfinite(problem.value(working.expand(state.labels, torch.float64)))
 
 
 # --- the working set as a problem -----------------------------------------------------------
@@ -237,11 +228,12 @@ def test_candidates_with_the_optimal_supports_give_the_dense_optimum(
     backend: str, fairness: float
 ) -> None:
     problem = problem_of(random_probs(200, 12, scale=4), backend, fairness=fairness)
-    _, multipliers = solve(problem)
+    multipliers = run_solver(InteriorPoint(), problem, tol=1e-10, max_iter=200).multipliers
+    assert multipliers is not None
     working = first_working_set(problem, point_at(problem, multipliers), 0.1, 4)
     assert isinstance(working, WorkingSet)
     assert len(working.rows) < len(problem.probs) // 2
-    labels, _ = solve(working)
+    labels = solve_working_set(problem, working, 1e-10).labels
     optimum = problem.lower_bound(multipliers)
     assert problem.value(working.expand(labels, torch.float64)) == pytest.approx(optimum, abs=1e-8)
 
@@ -256,6 +248,6 @@ def test_degenerate_rows(backend: str, name: str) -> None:
         problem, point_at(problem, np.ones(n_classes)), np.inf, n_classes
     )
     assert everything.probs.shape == problem.probs.shape
-    labels, multipliers = solve(everything)
-    value = problem.value(everything.expand(labels, torch.float64))
-    assert value - problem.lower_bound(multipliers) <= 1e-8 * max(1, value)
+    state = solve_working_set(problem, everything, 1e-10)
+    value = problem.value(everything.expand(state.labels, torch.float64))
+    assert value - problem.lower_bound(state.multipliers) <= 1e-8 * max(1, value)

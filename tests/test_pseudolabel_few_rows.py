@@ -21,6 +21,7 @@ from coincide.pseudolabels.working_set import (
 )
 from devices import cpu_backends
 from problems import Array, random_probs
+from working_sets import solve_working_set
 
 BACKENDS = cpu_backends()
 
@@ -135,14 +136,14 @@ def test_every_class_gets_the_rows_it_needs(backend: str) -> None:
 def test_the_next_working_set_is_no_worse(backend: str) -> None:
     problem = problem_of(300, 60, scale=5, backend=backend)
     first = first_working_set(problem, indifferent(problem), 8.0, 6, 2.0)
-    state = solve(first, 1e-6)
+    state = solve_working_set(problem, first, 1e-6)
     kept = first.candidates(state.labels)
     used = first.expand(state.labels, torch.float64).numpy() > 1e-3
     elsewhere = point_at(problem, state.multipliers + np.linspace(0, 3, 60))
     assert candidates_of(next_working_set(problem, elsewhere, 0.0, 2, kept))[used].all()
     point = point_at(problem, state.multipliers)
     working = next_working_set(problem, point, 0.5, 6, kept)
-    better = solve(working, 1e-6)
+    better = solve_working_set(problem, working, 1e-6)
     assert working.value(better.labels) < first.value(state.labels)
     assert problem.lower_bound(better.multipliers) > point.value
 
@@ -187,7 +188,7 @@ def test_the_last_labels_are_kept(target: float) -> None:
     """What is new starts inside, and the labels of what was there hardly change."""
     problem = problem_of(300, 60, scale=5)
     first = first_working_set(problem, indifferent(problem), 8.0, 6, 2.0)
-    state = solve(first, 1e-3)
+    state = solve_working_set(problem, first, 1e-3)
     point = point_at(problem, state.multipliers)
     working = next_working_set(problem, point, 1.0, 8, first.candidates(state.labels))
     labels, slacks = start_near(problem, working, point, target, (first, state.labels))

@@ -16,6 +16,7 @@ from scipy.optimize import minimize
 from coincide.pseudolabels import OBJECTIVES, SOLVERS, ProjectedGradient
 from coincide.pseudolabels.em import solve_rows
 from coincide.pseudolabels.kernels import (
+    answer_kernels,
     available_backends,
     choose_backend,
     row_kernels,
@@ -263,18 +264,76 @@ def test_row_minimizers_attain_the_dual_from_cold_and_from_warm(
         np.testing.assert_allclose(attained, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_row_duals_of_shannon_are_a_minimum_over_corners() -> None:
+@pytest.mark.parametrize("backend", available_backends())
+def test_the_bound_of_shannon_is_a_mean_over_corners(backend: str) -> None:
     probs, multipliers = random_probs(9, 4), np.array([0.3, -2, 5, 0])
-    found = dual_values("torch", torch.from_numpy(probs), multipliers, collision=False)
-    np.testing.assert_allclose(found, (-np.log(probs) - multipliers).min(1), rtol=1e-12)
+    problem = problem_of(probs, objective="ce+kl", backend=backend)
+    conjugate = problem.objective.coupling.conjugate(multipliers, problem.prior, 1.0)
+    expected = (-np.log(probs) - multipliers).min(1).mean() - conjugate
+    assert problem.lower_bound(multipliers) == pytest.approx(expected, rel=1e-12)
 
 
 def test_row_duals_drop_by_a_common_constant() -> None:
     probs, multipliers = torch.from_numpy(random_probs(9, 4)), np.array([0.3, -2, 5, 0])
     plain, moved = (
-        dual_values("torch", probs, multipliers + shift, collision=True) for shift in (0.0, 1000.0)
+        row_minimizers("torch", probs).minimize(multipliers + shift).values
+        for shift in (0.0, 1000.0)
     )
     torch.testing.assert_close(moved, plain - 1000, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("backend", available_backends())
+@pytest.mark.parametrize("shape", [(1, 2), (40, 5), (3, 9)])
+def test_sums_over_the_answers_agree_with_dense_ones(backend: str, shape: tuple[int, int]) -> None:
+    n_rows, n_classes = shape
+    probs, rng = random_probs(*shape, scale=3), np.random.default_rng(5)
+    multipliers, weights = rng.normal(size=n_classes), rng.uniform(0.1, 2, n_rows)
+    rows = torch.from_numpy(probs).to(device_of(backend))
+    answer = row_minimizers(backend, rows).minimize(multipliers)
+    kernels, on_device = answer_kernels(backend), torch.from_numpy(weights).to(rows.device)
+    mean_label, value = kernels.summed_answer(answer, on_device, n_classes)
+    values, steep, flat, share = (part.cpu().numpy() for part in answer)
+    labels, rates = np.zeros_like(probs), np.zeros((n_classes, n_classes))
+    for i, (one, other, s) in enumerate(zip(steep, flat, share, strict=True)):
+        labels[i, one] += s
+        labels[i, other] += 1 - s
+        if 0 < s < 1:
+            edge = np.eye(n_classes)[one] - np.eye(n_classes)[other]
+            rates += weights[i] * np.outer(edge, edge) / (edge @ multipliers) ** 2
+    np.testing.assert_allclose(mean_label, weights @ labels, rtol=1e-12, atol=1e-15)
+    assert float(value) == pytest.approx(weights @ values, rel=1e-12)
+    curvature = kernels.answer_curvature(answer, on_device, multipliers)
+    np.testing.assert_allclose(curvature, rates, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", available_backends())
+def test_the_curvature_is_how_the_mean_answer_moves(backend: str) -> None:
+    probs, multipliers = random_probs(200, 4), np.array([0.3, -0.2, 0.5, 0])
+    search = row_minimizers(backend, torch.from_numpy(probs).to(device_of(backend)))
+    kernels, weights = answer_kernels(backend), torch.full((200,), 1 / 200, dtype=torch.float64)
+    weights = weights.to(device_of(backend))
+    curvature = kernels.answer_curvature(search.minimize(multipliers), weights, multipliers)
+    for step in 1e-7 * np.eye(4):
+        ahead, behind = (
+            kernels.summed_answer(search.minimize(multipliers + s * step), weights, 4)[0]
+            for s in (1, -1)
+        )
+        np.testing.assert_allclose((ahead - behind) / 2, curvature @ step, rtol=1e-5, atol=1e-14)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVE_NAMES)
+@pytest.mark.parametrize("backend", available_backends())
+@pytest.mark.parametrize("by_class", [False, True])
+def test_values_agree_however_labels_lie(objective: str, backend: str, by_class: bool) -> None:
+    probs, labels, prior = random_probs(300, 6), random_labels(300, 6), skewed_prior(6)
+    weights = np.random.default_rng(1).uniform(0.1, 2, 300)
+    problem = problem_of(probs, objective=objective, backend=backend, prior=prior, weights=weights)
+    rows = torch.from_numpy(labels).to(problem.probs.device)
+    found = problem.value(rows.T.contiguous().T if by_class else rows)
+    expected = objective_of(
+        labels, probs, prior=prior, fairness=1.0, objective=objective, weights=weights
+    )
+    assert found == pytest.approx(expected, rel=1e-12)
 
 
 # --- gradients and curvatures against differences ---------------------------------------------
@@ -319,6 +378,33 @@ def test_couplings_against_finite_differences(objective: str, fairness: float) -
         conjugate = coupling.conjugate(multipliers, prior, fairness)
         expected = -multipliers @ mean_label - conjugate
         assert coupling.value(mean_label, prior, fairness) == pytest.approx(expected, abs=1e-12)
+        closed = coupling.divergence(mean_label, multipliers, prior, fairness)
+        assert closed == pytest.approx(0, abs=1e-14)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVE_NAMES)
+@pytest.mark.parametrize("fairness", [0.0, 1e-300, 0.7, 1e5])
+def test_the_divergence_is_what_fenchel_leaves_open(objective: str, fairness: float) -> None:
+    coupling = OBJECTIVES[objective].coupling
+    prior, mean_label = skewed_prior(4), random_labels(1, 4)[0]
+    multipliers = coupling.multipliers(random_labels(1, 4, seed=2)[0], prior, fairness)
+    expected = (
+        coupling.value(mean_label, prior, fairness)
+        + multipliers @ mean_label
+        + coupling.conjugate(multipliers, prior, fairness)
+    )
+    found = coupling.divergence(mean_label, multipliers, prior, fairness)
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-12 * fairness)
+    assert found >= 0
+    assert coupling.divergence(-mean_label, multipliers, prior, fairness) == np.inf
+    assert coupling.divergence(mean_label, multipliers * np.nan, prior, fairness) == np.inf
+
+
+def test_an_empty_class_leaves_an_infinite_divergence_where_the_prior_wants_it() -> None:
+    coupling, multipliers = OBJECTIVES["cce+"].coupling, np.array([1.0, 2.0])
+    empty = np.array([0.0, 1.0])
+    assert coupling.divergence(empty, multipliers, np.array([0.5, 0.5]), 1.0) == np.inf
+    assert np.isfinite(coupling.divergence(empty, multipliers, np.array([0.0, 1.0]), 1.0))
 
 
 # --- the M-step -----------------------------------------------------------------------------

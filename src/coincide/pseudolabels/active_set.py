@@ -62,7 +62,7 @@ class ActiveSetState:
 
     ``ascent`` is missing where the interior point starts at once. ``rounds`` counts the working
     sets and ``steps`` those on the last, which is solved to a gap of ``aim``; the next has a slack
-    of at most ``near``. ``bound`` is the best so far.
+    of at most ``near``. ``bound`` is the best so far, ``value`` that of the last labels if known.
     """
 
     problem: Problem
@@ -77,6 +77,7 @@ class ActiveSetState:
     working: Problem | None = None
     interior: InteriorPointState | None = None
     bound: float = float("-inf")
+    value: float | None = None
     stalled: bool = False
 
     @cached_property
@@ -102,7 +103,8 @@ class ActiveSetState:
             return Certificate(self.trial.value + self.trial.gap, self.trial.value)
         assert self.working is not None
         if isinstance(self.working, WorkingSet):
-            return Certificate(self.working.value(self.interior.labels), self.bound)
+            value = self.working.value(self.interior.labels) if self.value is None else self.value
+            return Certificate(value, self.bound)
         return certify(self.working, self.interior.labels, self.interior.multipliers)
 
     @property
@@ -205,7 +207,7 @@ def _open(state: ActiveSetState, point: Point) -> None:
         target = share * point.off
     arrays = start_near(state.problem, working, point, max(target, state.aim / width), last)
     kernels = working.kernels()
-    state.working, state.steps = working, 0
+    state.working, state.steps, state.value = working, 0, None
     state.interior = InteriorPointState(
         kernels.load(*arrays), 0.0, point.multipliers, kernels, state.aim, working.mass
     )
@@ -252,7 +254,7 @@ def _solve(state: ActiveSetState) -> ActiveSetState:
     assert state.interior is not None
     assert state.working is not None
     interior = state.interior = InteriorPoint().step(state.working, state.interior)
-    state.steps += 1
+    state.steps, state.value = state.steps + 1, None
     if isinstance(state.working, WorkingSet):
         ends = interior.expected_gap <= state.aim or interior.stalled or state.steps >= _MOST_STEPS
         return _price(state, state.working) if ends else state
@@ -266,7 +268,8 @@ def _price(state: ActiveSetState, working: WorkingSet) -> ActiveSetState:
     interior = state.interior
     point = evaluate(state.problem, state.search, interior.multipliers)
     state.bound = max(state.bound, point.value)
-    before, gap = state.expected_gap, working.value(interior.labels) - state.bound
+    state.value = working.value(interior.labels)
+    before, gap = state.expected_gap, state.value - state.bound
     state.expected_gap = gap
     if gap <= state.tol:
         return state

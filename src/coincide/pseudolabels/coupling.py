@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
-from scipy.linalg import lapack
+from scipy.linalg import blas, lapack
 
 from coincide.pseudolabels.kernels import RowSystem
 from coincide.pseudolabels.objectives import Vector
@@ -53,7 +53,7 @@ def coupling_of(gram: Vector | RowSystem, curvature: Vector, off: Vector) -> Cou
     Parameters
     ----------
     gram : array of shape (K, K), or RowSystem
-        See :class:`coincide.pseudolabels.kernels.Factors`; an array is overwritten.
+        See :class:`coincide.pseudolabels.kernels.Factors`; an array's diagonal is overwritten.
     curvature : array of shape (K,)
         ``h``.
     off : array of shape (K,)
@@ -81,21 +81,22 @@ class _ClassCoupling:
     """One unknown a class: ``(I + √h (Σ_i ω_i P_i) √h) s/√h = √h pull + off/√h``."""
 
     def __init__(self, gram: Vector, curvature: Vector, off: Vector) -> None:
-        self._gram = gram
-        self._gram.flat[:: len(off) + 1] = 0
+        gram.flat[:: len(off) + 1] = 0
+        # BLAS and LAPACK order matrices by columns: there it is the lower triangle that counts.
+        self._gram = gram.T
         # The rows of Σ P_i sum to 0: their diagonal follows from the rest without cancellation.
-        self._diagonal = self._gram.sum(1)
+        self._diagonal = blas.dsymv(1.0, self._gram, np.ones_like(off), lower=1)
         self._root = np.sqrt(curvature)
         self._off = _divided(off, self._root)
-        system = self._gram * -self._root[:, None]
+        system = gram * -self._root[:, None]
         system *= self._root
         system.flat[:: len(off) + 1] = 1 + self._diagonal * curvature
-        # Symmetric, so its transpose is in the order that LAPACK overwrites.
         self._factor, info = lapack.dpotrf(system.T, lower=1, overwrite_a=1, clean=0)
         self.broken = info != 0
 
     def apply(self, vector: Vector) -> Vector:
-        product: Vector = self._diagonal * vector - self._gram @ vector
+        product: Vector = self._diagonal * vector
+        product -= blas.dsymv(1.0, self._gram, vector, lower=1)
         return product
 
     def solve(self, pull: Vector) -> Vector:

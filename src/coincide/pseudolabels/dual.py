@@ -98,15 +98,14 @@ class Ascent:
         self._problem, self._search = problem, search
         self.point = self.trial = evaluate(problem, search, multipliers)
         self.reach = float("inf")
-        self._model: Vector | None = None
+        # The model of the last step, from where to where, and whether the model was right.
+        self._last: tuple[Vector, Point, Point, bool] | None = None
         self._damping = 0.0
         self._longest = _LONGEST
 
     def step(self) -> Point:
         """Try a Newton step; take it where the dual rises, else damp the next."""
-        point, model = self.point, self._model
-        if model is None:
-            model = point.curvature + _turning(self._problem, point)
+        point, model = self.point, self._next_model()
         change = newton_change(model, point.slope, self._damping)
         if not np.isfinite(change).all():  # a curvature out of range has no direction to offer
             change = np.zeros_like(change)
@@ -118,7 +117,7 @@ class Ascent:
         negligible = predicted <= _ROUNDING * (1 + abs(point.value))
         risen = 1.0 if negligible else (trial.value - point.value) / predicted
         self._damping = _next_damping(self._damping, risen)
-        self._model = _next_model(model, point, trial, trusted=risen > _TRUSTED)
+        self._last = model, point, trial, risen > _TRUSTED
         self.trial, self.reach = trial, float(np.abs(change).max())
         if risen <= _TAKEN:
             self._longest = _SHORTER * self.reach
@@ -127,6 +126,13 @@ class Ascent:
         if risen > _TAKEN:
             self.point = trial
         return trial
+
+    def _next_model(self) -> Vector:
+        """Return the model of the curvature for the next step, ``(K, K)``."""
+        if self._last is None:
+            return self.point.curvature + _turning(self._problem, self.point)
+        model, point, trial, trusted = self._last
+        return _next_model(model, point, trial, trusted=trusted)
 
 
 def evaluate(problem: Problem, search: RowMinimizers, multipliers: Vector) -> Point:

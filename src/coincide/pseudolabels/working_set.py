@@ -46,7 +46,7 @@ class WorkingSet(Problem):
     probs : Tensor of shape (R, C), float64
         Predictions of the candidates.
     classes : Tensor of shape (R, C), int64
-        The candidates.
+        The candidates, descending within a row.
     rows : Tensor of shape (R,), int64
         Where the open rows stand among all M.
     settled : Tensor of shape (M,), int64
@@ -390,6 +390,7 @@ def _ranked(added: Pairs, found: Tensor, n_classes: int) -> tuple[Tensor, Tensor
 def _restrict(problem: Problem, rows: Tensor, classes: Tensor, settled: Tensor) -> WorkingSet:
     """Move the settled rows into what is held; keep the candidates of the others."""
     weights = problem.weights.double()
+    classes = classes.sort(1, descending=True).values
     closed = torch.ones_like(settled, dtype=torch.bool)
     closed[rows] = False
     mass = torch.where(closed, weights, 0.0)

@@ -147,7 +147,7 @@ def candidate_kernels(
         For collision cross-entropy.
     weights : Tensor of shape (R,), float64
     classes : Tensor of shape (R, C), int64
-        Entry ``(i, c)`` is class ``classes[i, c]``; different within a row.
+        Entry ``(i, c)`` is class ``classes[i, c]``; descending within a row.
     n_classes : int
         K.
     apart : bool, optional

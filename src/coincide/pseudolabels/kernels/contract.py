@@ -73,7 +73,7 @@ class RowSystem(Protocol):
 class Factors(NamedTuple):
     """Sums over the rows after factoring their Hessians.
 
-    ``gram`` has the off-diagonal entries of ``-Σ_i ω_i P_i``, ``(K, K)``; its diagonal is not
+    ``gram`` has the entries of ``-Σ_i ω_i P_i`` above the diagonal, ``(K, K)``; the others are not
     meant to be used (the rows of ``Σ P_i`` sum to 0). Few rows may be given instead as they are.
     ``pull`` is ``Σ_i ω_i P_i g_i`` with ``g`` minus the gradient of the row loss, ``mean_label`` is
     ``Σ_i ω_i y_i``, and ``complementarity`` is ``Σ_i ω_i y_i·ζ_i``.

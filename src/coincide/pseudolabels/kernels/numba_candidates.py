@@ -185,7 +185,7 @@ class NumbaCandidateRows:
     probs : Tensor of shape (R, C), float64
     weights : Tensor of shape (R,), float64
     classes : Tensor of shape (R, C), int64
-        Different within a row.
+        Descending within a row.
     n_classes : int
         K.
     apart : bool, optional
@@ -255,8 +255,7 @@ class NumbaCandidateRows:
         if self._system:
             self._system.weigh(self._y, self._iz, self._g, self._lead)
             return Factors(self._system, pull, mean_label, complementarity)
-        half = self._products.summed(grams)
-        return Factors(half + half.T, pull, mean_label, complementarity)
+        return Factors(self._products.summed(grams), pull, mean_label, complementarity)
 
     def predict(self, shift: Vector) -> Prediction:
         """Find the affine direction for the right-hand side ``g + shift``."""
