@@ -68,7 +68,7 @@ class Point:
     @property
     def even(self) -> bool:
         """Whether all multipliers are equal, so that they say nothing about the rows."""
-        return float(np.ptp(self.multipliers)) == 0
+        return bool(self.multipliers.min() == self.multipliers.max())
 
     @cached_property
     def curvature(self) -> Vector:
@@ -173,8 +173,7 @@ def _turning(problem: Problem, point: Point) -> Vector:
     """
     if not point.even:
         return np.zeros_like(point.curvature)
-    steep = flat = point.rows.steep[:0]
-    weights = problem.weights[:0].double()
+    own = np.zeros((len(problem.prior), len(problem.prior)))
     if len(problem.probs):
         rows, classes = near_candidates(
             problem.backend,
@@ -184,10 +183,10 @@ def _turning(problem: Problem, point: Point) -> Vector:
             slack=_TURNING,
             most=2,
         )
-        steep, flat = classes[:, 0].contiguous(), classes[:, -1].contiguous()
-        weights = problem.weights[rows].double()
-    kernels = answer_kernels(problem.backend)
-    own = kernels.laplacian(steep, flat, weights / _TURNING, len(problem.prior))
+        weights = problem.weights[rows].double() / _TURNING
+        own = answer_kernels(problem.backend).laplacian(
+            classes[:, 0].contiguous(), classes[:, -1].contiguous(), weights, len(own)
+        )
     return problem.summed(own)[0]
 
 
