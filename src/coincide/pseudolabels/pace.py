@@ -14,14 +14,13 @@ from math import inf, log10
 
 from coincide.pseudolabels.problem import Problem
 
-_SMALL = 10_000  # entries: up to here the interior point on all is as quick as choosing some
+_SMALL = 10_000  # entries: up to here the interior point on all is quicker than choosing some
 _MANY_CLASSES = 2  # to a row: its answer to any multipliers is far from the optimum
 _CROWD = 200  # of them at least, so that it pays to solve for the rows instead
 _HUGE_CROWD = 30  # to a row: from here on each would have too many candidates
-_TINY = 5_000  # up to here nothing that could be known before it starts is worth its cost
 _ENTRIES = 10_000.0  # for which a step of the interior point on all costs two of Newton's
-_CHEAP = 0.55  # price of Newton's steps up to which they are tried whatever is asked
-_VERY_FEW_ROWS = 4  # to a class: with no more of them Newton's steps gain nothing
+_CHEAP = 0.55  # price of Newton's steps up to which they are tried whatever is asked, with
+_MANY_ROWS = 50  # of them to a class at least
 _FEW_ROWS = 10  # with no more of them they gain less than a working set from equal multipliers
 _NEARLY_RIGHT = 0.05  # share of the mass in the wrong class, up to which they are tried, too
 _SHARE_OF_JUMPS = 0.2  # of the gap that single rows leave, that Newton's steps may still reach
@@ -97,10 +96,9 @@ def pace_of(problem: Problem, tol: float) -> Pace:
         return Pace(whole, True, whole, False, 1.0, _STEPS_ON_CANDIDATES, _PATIENCE_TO_CHOOSE)
     if entries <= _SMALL:
         price = 1 / (1 + entries / _ENTRIES)
-        climbs = converges or (price <= _CHEAP and rows > _VERY_FEW_ROWS * classes)
+        climbs = converges or (price <= _CHEAP and rows > _MANY_ROWS * classes)
         patience = _PATIENCE_OF_CONVERGING if converges else _PATIENCE
-        tiny = entries <= _TINY and not climbs
-        return Pace(True, False, tiny, climbs, price, _STEPS_OF_A_TENTH, patience)
+        return Pace(True, False, not climbs, climbs, price, _STEPS_OF_A_TENTH, patience)
     climbs = converges or rows > _FEW_ROWS * classes
     patience = _PATIENCE_TO_CHOOSE_OF_CONVERGING if converges else _PATIENCE_TO_CHOOSE
     return Pace(False, False, False, climbs, 1.0, _STEPS_ON_CANDIDATES, patience)
