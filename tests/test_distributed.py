@@ -79,6 +79,14 @@ def test_the_labels_of_parts_of_a_large_batch_are_those_of_the_whole(both, alone
     torch.testing.assert_close(found, alone["many"][objective], atol=1e-6, rtol=0)
 
 
+def test_each_process_draws_from_its_rows_for_a_first_sample(both, alone):
+    """The multipliers they start from are others then, but they are the same for both."""
+    for one, other in zip(*(rank["lopsided"] for rank in both), strict=True):
+        assert one == other
+        assert one[2]
+        assert one[0] == pytest.approx(alone["lopsided"][0], abs=3e-6)
+
+
 @pytest.mark.parametrize("case", LABELINGS, ids=lambda case: "-".join(map(str, case)))
 def test_the_labels_of_a_half_alone_are_others(both, case):
     """Or nothing of the above would show that the processes talk."""

@@ -228,7 +228,7 @@ def test_a_start_near_the_optimum_saves_steps(scale: float) -> None:
     kernels = problem.kernels()
     arrays = start_near(problem, problem, point, 0.05 * point.off)
     near = InteriorPointState(
-        kernels.load(*arrays), 0.0, point.multipliers, kernels, 1e-7, problem.mass
+        kernels.load(*arrays), 0.0, point.multipliers, kernels, 1e-7, problem.mass()
     )
     cold = InteriorPoint().start(problem, None, 1e-7)
     assert steps_to(problem, near, 1e-6) <= 0.7 * steps_to(problem, cold, 1e-6)

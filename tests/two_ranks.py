@@ -16,6 +16,9 @@ from torch import nn
 
 from coincide.methods import IIC, UNKNOWN, CollisionMethod
 from coincide.networks import Network
+from coincide.pseudolabels import ActiveSet
+from coincide.pseudolabels.reduction import reduce_problem
+from coincide.pseudolabels.solver import run_solver
 from coincide.training.config import TrainingConfig
 from coincide.training.distributed import TorchRanks, join_ranks
 from coincide.training.loop import Data, Trainer
@@ -31,6 +34,7 @@ LABELINGS = (
     *itertools.product(OBJECTIVES, SOLVERS, KNOWN, (False, True), (1e-6,)),
     *itertools.product(OBJECTIVES, SOLVERS, ("some",), (True,), (0.05,)),
 )
+FIRST = (0, 6_000)  # of 20,000 rows, on the first process
 TRAININGS = {
     "plain": {},
     "weights": {"weights": True},
@@ -82,6 +86,25 @@ def labels_of_many(objective, index=None, sums=None):
     # Unequal parts: all rows of the first may be settled while the second's are not.
     part = slice(None) if index is None else (slice(0, 2), slice(2, 500))[index]
     return method.labels(logits[part])
+
+
+def solve_lopsided(index=None, sums=None, first=0):
+    """Return objective and bound of predictions that ask most rows to move, and if they meet.
+
+    The first process has ``first`` of the rows.
+    """
+    logits = 2 * torch.randn(20_000, 5, generator=seeded(7)) + torch.linspace(0, 6, 5)
+    part = slice(None) if index is None else (slice(0, first), slice(first, None))[index]
+    problem = reduce_problem(
+        logits[part].double().softmax(1),
+        prior=np.full(5, 0.2),
+        fairness=100.0,
+        objective="cce+",
+        backend="torch",
+        sums=sums,
+    ).problem
+    outcome = run_solver(ActiveSet(), problem, tol=1e-6, max_iter=500)
+    return *outcome.certificate, outcome.converged
 
 
 def network_of(method):
@@ -188,6 +211,7 @@ def main(index: int, folder: Path) -> None:
     found = {
         "labels": {case: labels_of(case, HALVES[index], ranks) for case in LABELINGS},
         "many": {name: labels_of_many(name, index, ranks) for name in OBJECTIVES},
+        "lopsided": [solve_lopsided(index, ranks, first) for first in FIRST],
         "trainings": {name: train(name, ranks) for name in TRAININGS},
         "revived": revive(ranks),
         "iic": train_iic(ranks),
@@ -206,6 +230,7 @@ def one_process():
     return {
         "labels": {case: labels_of(case) for case in LABELINGS},
         "many": {name: labels_of_many(name) for name in OBJECTIVES},
+        "lopsided": solve_lopsided(),
         "trainings": {name: train(name, ALONE) for name in TRAININGS},
         "revived": revive(ALONE),
     }

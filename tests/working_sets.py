@@ -16,7 +16,7 @@ def solve_working_set(problem: Problem, working: WorkingSet, tol: float) -> Inte
     arrays = start_near(problem, working, point, 0.2 * max(point.off, 1e-3))
     kernels = working.kernels()
     state = InteriorPointState(
-        kernels.load(*arrays), 0.0, point.multipliers, kernels, tol, working.mass
+        kernels.load(*arrays), 0.0, point.multipliers, kernels, tol, working.mass()
     )
     for _ in range(200):
         state = InteriorPoint().step(working, state)

@@ -158,7 +158,7 @@ class CollisionMethod(Method):
         solver = self._solver
         reduction = self._reduce(probs, weights, known)
         problem = reduction.problem
-        if problem.mass == 0:  # every row is known, on every process
+        if problem.mass() == 0:  # every row is known, on every process
             return Solved(reduction.expand(problem.probs).to(probs), 0, True, None)
         if solver.estimates_gap:
             found = run_uncertified(solver, problem, tol=self.label_tol, max_iter=solver.max_iter)

@@ -12,6 +12,7 @@ what has come near the better multipliers, and goes on from the last labels (col
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -27,6 +28,7 @@ from coincide.pseudolabels.kernels import RowMinimizers, row_minimizers
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.pace import Pace, pace_of
 from coincide.pseudolabels.problem import Certificate, Problem, certify
+from coincide.pseudolabels.solver import run_uncertified
 from coincide.pseudolabels.working_set import (
     WorkingSet,
     first_working_set,
@@ -34,7 +36,12 @@ from coincide.pseudolabels.working_set import (
     start_near,
 )
 
-_FAR = 0.05  # share of the mass in the wrong class, from which equal multipliers are better
+_FAR = 0.05  # share of the mass in the wrong class, from which equal multipliers are better,
+_FAR_OF_EQUAL = 0.25  # unless it is only so little of their own
+_LOPSIDED = 0.5  # the same at equal multipliers, from which a sample of the rows is solved first
+_ROWS_TO_SAMPLE = 500  # to a class, at least
+_SAMPLE = 10  # times as few rows
+_SAMPLE_GAP = 1e-2
 _MOST_SLACK = 8.0
 _REACH = 2.0  # slack of the first working set, in units of the multipliers' last change
 _NEAR = 0.2  # slack of the next ones, at most
@@ -154,7 +161,8 @@ class ActiveSet:
         point = state.ascent.point
         state.bound = point.value
         if not state.pace.whole and point.off > _FAR and not point.even:
-            point = evaluate(problem, state.search, problem.multipliers(problem.prior))
+            equal = evaluate(problem, state.search, problem.multipliers(problem.prior))
+            point = equal if point.off > _FAR_OF_EQUAL * equal.off else point
         gap = _SHARE_OF_GAP * state.expected_gap
         state.aim = max(_SHARE_OF_TOL * state.tol, min(_FIRST_AIM, gap))
         _open(state, point)
@@ -173,7 +181,8 @@ def _proposed(problem: Problem, labels: Tensor | None) -> Vector | None:
 def _first_ascent(state: ActiveSetState, proposed: Vector | None) -> Ascent:
     """Start at the multipliers proposed, or at the prior's where these are higher.
 
-    Labels far from the optimum, and the multipliers of few other rows, are worse than none.
+    Labels far from the optimum, and the multipliers of few other rows, are worse than none. Where
+    the prior's are far off and rows are many, those of a sample are proposed.
     """
     problem, search = state.problem, state.search
     indifferent = problem.multipliers(problem.prior)
@@ -184,7 +193,33 @@ def _first_ascent(state: ActiveSetState, proposed: Vector | None) -> Ascent:
         rises = point.gap > state.tol and float(point.slope @ (indifferent - proposed)) > 0
         if state.pace.tiny or not rises or problem.lower_bound(indifferent) <= point.value:
             return ascent
-    return Ascent(problem, search, indifferent)
+    ascent = Ascent(problem, search, indifferent)
+    many = problem.entries() >= _ROWS_TO_SAMPLE * len(problem.prior) ** 2
+    if many and ascent.point.off > _LOPSIDED:
+        sampled = _solve_sample(problem)
+        if sampled is not None and problem.bounded_by(sampled):
+            other = Ascent(problem, search, sampled)
+            ascent = other if other.point.value > ascent.point.value else ascent
+    return ascent
+
+
+def _solve_sample(problem: Problem) -> Vector | None:
+    """Return multipliers of some of the rows, drawn with a seed."""
+    n_rows = len(problem.probs)
+    drawn = torch.randint(
+        max(1, n_rows), (n_rows // _SAMPLE,), generator=torch.Generator().manual_seed(0)
+    )
+    rows = drawn.sort().values.to(problem.probs.device)
+    sample = dataclasses.replace(
+        problem, probs=problem.probs[rows], weights=problem.weights[rows], guess=None
+    )
+    mass = sample.mass()
+    if not mass > 0:
+        return None
+    weights = sample.weights * (problem.mass() / mass)
+    sample = dataclasses.replace(sample, weights=weights)
+    solver = ActiveSet()
+    return run_uncertified(solver, sample, tol=_SAMPLE_GAP, max_iter=solver.max_iter).multipliers
 
 
 def _open(state: ActiveSetState, point: Point) -> None:
@@ -201,7 +236,7 @@ def _open(state: ActiveSetState, point: Point) -> None:
     working = state.problem.to(torch.float64) if chosen is None else chosen
     width = working.probs.shape[1]
     if last is not None and np.isfinite(state.expected_gap):
-        target = state.expected_gap / (last[0].mass * last[1].shape[1])
+        target = state.expected_gap / (last[0].mass() * last[1].shape[1])
     else:
         share = _SHARE_OF_SLOPE if state.pace.whole or point.even else _SHARE_ON_CANDIDATES
         target = share * point.off
@@ -209,7 +244,7 @@ def _open(state: ActiveSetState, point: Point) -> None:
     kernels = working.kernels()
     state.working, state.steps, state.value = working, 0, None
     state.interior = InteriorPointState(
-        kernels.load(*arrays), 0.0, point.multipliers, kernels, state.aim, working.mass
+        kernels.load(*arrays), 0.0, point.multipliers, kernels, state.aim, working.mass()
     )
     state.interior.set_multipliers(0.0, point.multipliers)
 

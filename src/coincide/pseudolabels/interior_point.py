@@ -103,8 +103,8 @@ class InteriorPoint:
     def start(self, problem: Problem, labels: Tensor | None, tol: float) -> InteriorPointState:
         """Return an interior iterate, from the given labels or near the rows' central paths."""
         check_unknowns(problem, self.name)
-        shares = _first_shares(problem)
-        mean_label = problem.mass * shares + problem.held
+        shares, mass = _first_shares(problem), problem.mass()
+        mean_label = mass * shares + problem.held
         if labels is not None:
             mean_label = problem.mean_label(labels)
             mean_label += self.warmth * (problem.mean_label(problem.uniform_labels()) - mean_label)
@@ -121,7 +121,7 @@ class InteriorPoint:
 
         kernels = problem.kernels()
         arrays = kernels.load(*_part_by_part(rows, near, by_class=kernels.by_class))
-        state = InteriorPointState(arrays, 0.0, multipliers, kernels, tol, problem.mass)
+        state = InteriorPointState(arrays, 0.0, multipliers, kernels, tol, mass)
         state.set_multipliers(0.0, multipliers)
         return state
 

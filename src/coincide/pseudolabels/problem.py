@@ -81,9 +81,8 @@ class Problem:
         """Return the sums of arrays over the processes that hold rows."""
         return arrays if self.sums is None else sum_together(self.sums, *arrays)
 
-    @cached_property
     def mass(self) -> float:
-        """The share of the free rows of all processes."""
+        """Return the share of the free rows of all processes."""
         return float(self.summed(np.array(float(self.weights.sum(dtype=torch.float64))))[0])
 
     def entries(self) -> float:
