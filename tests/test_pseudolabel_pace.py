@@ -106,7 +106,7 @@ def test_a_cycle_of_the_interior_point_is_broken() -> None:
 
 def test_the_pace_follows_from_sizes_and_tolerance() -> None:
     few = problem_of(random_probs(100, 10), 100.0)
-    assert pace_of(few, 1e-6).tiny
+    assert pace_of(few, 1e-6).at_once
     assert not pace_of(few, 1e-6).climbs
     assert pace_of(few, 10.0).climbs  # what the jumps of single rows leave is good enough
     two = problem_of(random_probs(100, 2), 100.0)
@@ -116,8 +116,20 @@ def test_the_pace_follows_from_sizes_and_tolerance() -> None:
     assert not pace_of(many, 1e-9).whole
 
 
+def test_where_most_rows_have_to_move_few_are_left_to_the_interior_point_at_once() -> None:
+    for rows, at_once in ((2_000, True), (2_001, False)):
+        pace = pace_of(problem_of(random_probs(rows, 10), 1.0), 1e-2)
+        pace.start(0.6, even=False)
+        assert pace.climbs
+        pace.start(0.4, even=True)
+        assert pace.climbs
+        pace.start(0.6, even=True)
+        assert pace.at_once is at_once
+        assert pace.climbs is not at_once
+
+
 def test_steps_stop_when_their_worth_falls_behind_their_price() -> None:
-    pace = Pace(True, False, False, True, price=0.5, worth=3.0, patience=1.0)
+    pace = Pace(whole=True, climbs=True, price=0.5, worth=3.0, patience=1.0)
     for slope in (1.0, 0.5, 0.25, 0.1):  # each is worth more than it costs
         pace.judge(slope)
         assert pace.climbs
@@ -129,7 +141,7 @@ def test_steps_stop_when_their_worth_falls_behind_their_price() -> None:
 
 
 def test_no_step_is_wasted_at_a_slope_of_zero() -> None:
-    pace = Pace(True, False, False, True, price=1.0, worth=3.0, patience=1.0)
+    pace = Pace(whole=True, climbs=True, price=1.0, worth=3.0, patience=1.0)
     pace.judge(0.0)
     assert pace.climbs
 

@@ -26,7 +26,7 @@ from coincide.pseudolabels.dual import Ascent, Point, answer_labels, evaluate, n
 from coincide.pseudolabels.interior_point import InteriorPoint, InteriorPointState
 from coincide.pseudolabels.kernels import RowMinimizers, row_minimizers
 from coincide.pseudolabels.objectives import Vector
-from coincide.pseudolabels.pace import Pace, pace_of
+from coincide.pseudolabels.pace import LOPSIDED, Pace, pace_of
 from coincide.pseudolabels.problem import Certificate, Problem, certify
 from coincide.pseudolabels.solver import run_uncertified
 from coincide.pseudolabels.working_set import (
@@ -38,9 +38,8 @@ from coincide.pseudolabels.working_set import (
 
 _FAR = 0.05  # share of the mass in the wrong class, from which equal multipliers are better,
 _FAR_OF_EQUAL = 0.25  # unless it is only so little of their own
-_LOPSIDED = 0.5  # the same at equal multipliers, from which a sample of the rows is solved first
-_ROWS_TO_SAMPLE = 500  # to a class, at least
-_SAMPLE = 10  # times as few rows
+_ROWS_TO_SAMPLE = 500  # to a class, from which a sample is solved first where most have to move;
+_SAMPLE = 10  # it has so many times fewer
 _SAMPLE_GAP = 1e-2
 _MOST_SLACK = 8.0
 _REACH = 2.0  # slack of the first working set, in units of the multipliers' last change
@@ -141,11 +140,11 @@ class ActiveSet:
         check_unknowns(problem, self.name)
         state = ActiveSetState(problem, tol, pace_of(problem, tol))
         proposed = _proposed(problem, labels)
-        if proposed is not None or not state.pace.tiny:
+        if proposed is not None or not state.pace.at_once:
             state.ascent = _first_ascent(state, proposed)
             state.expected_gap = state.trial.gap
-            state.pace.start(state.ascent.point.off)
-        if state.pace.tiny and not state.pace.climbs and not state.expected_gap <= tol:
+            state.pace.start(state.ascent.point.off, even=state.ascent.point.even)
+        if state.pace.at_once and not state.pace.climbs and not state.expected_gap <= tol:
             _open_all(state)
         return state
 
@@ -191,11 +190,11 @@ def _first_ascent(state: ActiveSetState, proposed: Vector | None) -> Ascent:
         point = ascent.point
         # The dual is concave: it is no higher there unless it rises on the way.
         rises = point.gap > state.tol and float(point.slope @ (indifferent - proposed)) > 0
-        if state.pace.tiny or not rises or problem.lower_bound(indifferent) <= point.value:
+        if state.pace.at_once or not rises or problem.lower_bound(indifferent) <= point.value:
             return ascent
     ascent = Ascent(problem, search, indifferent)
     many = problem.entries() >= _ROWS_TO_SAMPLE * len(problem.prior) ** 2
-    if many and ascent.point.off > _LOPSIDED:
+    if many and ascent.point.off > LOPSIDED:
         sampled = _solve_sample(problem)
         if sampled is not None and problem.bounded_by(sampled):
             other = Ascent(problem, search, sampled)

@@ -30,9 +30,12 @@ _STEPS_ON_CANDIDATES = 7.0  # the same on a working set
 _PATIENCE, _PATIENCE_OF_CONVERGING = 1.5, 4.0  # in steps of the interior point
 _PATIENCE_TO_CHOOSE, _PATIENCE_TO_CHOOSE_OF_CONVERGING = 4.0, 8.0  # with a working set to choose
 _LEAST_SLOPE = 1e-300
+LOPSIDED = 0.5  # share of the mass in the wrong class at equal multipliers
+_FEW_CLASSES = 100  # then the interior point starts on all at once, with no more classes and
+_ROWS_TO_MOVE = 200  # no more rows to a class than these
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Pace:
     """Whether to take another Newton step.
 
@@ -42,8 +45,10 @@ class Pace:
         Whether the interior point will run on all entries.
     crowded : bool
         Whether classes are many to a row: then it starts at once, on many candidates.
-    tiny : bool
+    at_once : bool
         Whether it is best to start it at once.
+    lopsided_at_once : bool
+        Whether it is where predictions favor some classes by far.
     climbs : bool
         Whether Newton's steps go on.
     price : float
@@ -54,19 +59,25 @@ class Pace:
         What they may lose, in the same.
     """
 
-    whole: bool
-    crowded: bool
-    tiny: bool
-    climbs: bool
+    whole: bool = False
+    crowded: bool = False
+    at_once: bool = False
+    lopsided_at_once: bool = False
+    climbs: bool = False
     price: float
     worth: float
     patience: float
     _spent: float = 0.0
     _least: float = inf
 
-    def start(self, slope: float) -> None:
-        """Take in the slope at the start: near the optimum Newton's steps are worth a try."""
+    def start(self, slope: float, *, even: bool) -> None:
+        """Take in the slope at the start: near the optimum Newton's steps are worth a try.
+
+        Where it is steep at equal multipliers most rows have to move, and the way is long.
+        """
         self.climbs |= slope <= _NEARLY_RIGHT and not self.crowded
+        if even and slope > LOPSIDED and self.lopsided_at_once:
+            self.at_once, self.climbs = True, False
 
     def judge(self, slope: float) -> None:
         """Count a Newton step that led to this slope; stop when they have lost too much.
@@ -93,12 +104,31 @@ def pace_of(problem: Problem, tol: float) -> Pace:
     converges = tol >= _SHARE_OF_JUMPS * jumps
     if classes >= max(_CROWD, _MANY_CLASSES * rows):
         whole = entries <= _SMALL or classes >= _HUGE_CROWD * rows
-        return Pace(whole, True, whole, False, 1.0, _STEPS_ON_CANDIDATES, _PATIENCE_TO_CHOOSE)
+        return Pace(
+            whole=whole,
+            crowded=True,
+            at_once=whole,
+            price=1.0,
+            worth=_STEPS_ON_CANDIDATES,
+            patience=_PATIENCE_TO_CHOOSE,
+        )
+    lopsided_at_once = 2 < classes <= _FEW_CLASSES and rows <= _ROWS_TO_MOVE * classes
     if entries <= _SMALL:
         price = 1 / (1 + entries / _ENTRIES)
         climbs = converges or (price <= _CHEAP and rows > _MANY_ROWS * classes)
-        patience = _PATIENCE_OF_CONVERGING if converges else _PATIENCE
-        return Pace(True, False, not climbs, climbs, price, _STEPS_OF_A_TENTH, patience)
-    climbs = converges or rows > _FEW_ROWS * classes
-    patience = _PATIENCE_TO_CHOOSE_OF_CONVERGING if converges else _PATIENCE_TO_CHOOSE
-    return Pace(False, False, False, climbs, 1.0, _STEPS_ON_CANDIDATES, patience)
+        return Pace(
+            whole=True,
+            at_once=not climbs,
+            lopsided_at_once=lopsided_at_once,
+            climbs=climbs,
+            price=price,
+            worth=_STEPS_OF_A_TENTH,
+            patience=_PATIENCE_OF_CONVERGING if converges else _PATIENCE,
+        )
+    return Pace(
+        lopsided_at_once=lopsided_at_once,
+        climbs=converges or rows > _FEW_ROWS * classes,
+        price=1.0,
+        worth=_STEPS_ON_CANDIDATES,
+        patience=_PATIENCE_TO_CHOOSE_OF_CONVERGING if converges else _PATIENCE_TO_CHOOSE,
+    )
