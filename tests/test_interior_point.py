@@ -131,6 +131,16 @@ def test_parts_of_the_rows_give_what_the_whole_gives(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("objective", OBJECTIVE_NAMES)
+@pytest.mark.parametrize("fairness", [1e5, 1e6])
+def test_it_does_not_wait_for_what_rounding_leaves(objective: str, fairness: float) -> None:
+    problem = problem_of((300, 4), objective=objective, fairness=fairness)
+    outcome = run_solver(InteriorPoint(), problem, tol=1e-7, max_iter=200)
+    assert outcome.certificate is not None
+    assert outcome.certificate.gap < 1e-11 * fairness
+    assert outcome.n_iter < 60
+
+
+@pytest.mark.parametrize("objective", OBJECTIVE_NAMES)
 @pytest.mark.parametrize("fairness", [0.0, 1e-300, 1e-12])
 def test_without_fairness_it_knows_that_it_is_done(objective: str, fairness: float) -> None:
     """The multipliers are 0 then, and bound the objective all the same."""

@@ -74,4 +74,4 @@ class BlockedRows:
     def summed(self, parts: Iterable[NDArray[Any]]) -> NDArray[Any]:
         """Return the sum of an array of every range, without a copy where there is only one."""
         first, *others = parts
-        return sum(others, first) if others else first
+        return sum(others, first)

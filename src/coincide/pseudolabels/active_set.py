@@ -5,7 +5,8 @@ it converges by itself. Where they are few, jumps of single rows stop it near th
 very few at once; when its steps no longer pay (``pace.py``), the interior point starts from what
 they have found and solves for the entries that can still matter (``working_set.py``), or for all
 where these are few, or most of them can. With many classes to a row it starts at once, from equal
-multipliers, on more candidates. Each of its solutions is certified on all rows. What the
+multipliers, on more candidates. Where predictions favor some classes by far, Newton's method starts
+from the multipliers of a sample, or is left out. Each solution is certified on all rows. What the
 certificate leaves open, the next working set closes: it keeps what is in use or still near, adds
 what has come near the better multipliers, and goes on from the last labels (column generation).
 """
@@ -36,8 +37,8 @@ from coincide.pseudolabels.working_set import (
     start_near,
 )
 
-_FAR = 0.05  # share of the mass in the wrong class, from which equal multipliers are better,
-_FAR_OF_EQUAL = 0.25  # unless it is only so little of their own
+_FAR = 0.05  # share of the mass in the wrong class, from which equal multipliers are better
+_FAR_OF_EQUAL = 0.25  # unless it is no more than so much of what equal ones leave there
 _ROWS_TO_SAMPLE = 500  # to a class, from which a sample is solved first where most have to move;
 _SAMPLE = 10  # it has so many times fewer
 _SAMPLE_GAP = 1e-2

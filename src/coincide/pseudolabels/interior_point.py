@@ -45,10 +45,10 @@ _CENTERING_POWER = 3
 _MOST_CENTERING = 0.4  # more, and steps that center and steps that advance can go in circles
 _SHARE_OF_TOL = 0.1
 _ROUNDING = 1e-12  # of the gap, for each unit of fairness
-_FIRST_GAP = 5.0  # of the first iterate; under collision cross-entropy
-_FIRST_GAP_OF_COLLISION = 1.0  # it may be as small as this, and
-_FIRST_GAP_OF_A_CLASS = 0.1  # grows with each class,
-_FIRST_GAP_OF_MANY = 0.04  # as it does later: many of them get stuck nearer to the boundary
+_FIRST_GAP = 5.0  # of the first iterate under Shannon's loss; under collision cross-entropy it is
+_FIRST_GAP_OF_COLLISION = 1.0  # this at least,
+_FIRST_GAP_OF_A_CLASS = 0.1  # and so much for each class up to the same; or, if that is more,
+_FIRST_GAP_OF_MANY = 0.04  # so much for each: many get stuck nearer to the boundary
 _EVEN = 0.1  # of its labels that are shared equally, whatever the prior
 
 
@@ -151,8 +151,8 @@ class InteriorPoint:
         mean = now / (width * state.mass)
         target = mean * min(_MOST_CENTERING, max(ahead / now, 0.0) ** _CENTERING_POWER)
         # Closer to the boundary than the tolerance asks, rounding would be all that moves.
-        floor = max(_SHARE_OF_TOL * state.tol, _ROUNDING * (1 + problem.fairness))
-        target = max(target, floor / width)
+        rounding = _ROUNDING * (1 + problem.fairness)
+        target = max(target, max(_SHARE_OF_TOL * state.tol, rounding) / width)
 
         change = coupling.solve(pull + target * affine.center + affine.bend)
         extents = kernels.correct(relative - change, target)
@@ -169,7 +169,9 @@ class InteriorPoint:
             state.set_multipliers(0.0, problem.multipliers(problem.mean_label(state.labels)))
             open_gap = problem.coupling_gap(moved, state.multipliers)
         length = (primal + dual) / 2
-        state.expected_gap = (1 - length) * now + length * target * width + open_gap
+        expected_gap = (1 - length) * now + length * target * width + open_gap
+        # What rounding leaves no step will close: better to certify than to wait for less.
+        state.expected_gap = max(expected_gap - rounding, 0.0)
         return state
 
 
