@@ -65,6 +65,22 @@ def test_the_first_iterate_is_centered(objective: str, backend: str) -> None:
     assert float(residual.norm() / zeta.norm()) < 0.5
 
 
+@pytest.mark.parametrize("objective", OBJECTIVE_NAMES)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(1, 2), (300, 9), (40, 300)])
+def test_every_backend_starts_at_the_same_iterate(
+    backend: str, objective: str, shape: tuple[int, int]
+) -> None:
+    found, expected = (
+        InteriorPoint()
+        .start(problem_of(shape, scale=5.0, objective=objective, backend=name), None, 1e-6)
+        .arrays
+        for name in (backend, "torch")
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=0)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_warm_start_is_near_the_labels_given(backend: str) -> None:
     problem = problem_of((40, 6), backend=backend)
