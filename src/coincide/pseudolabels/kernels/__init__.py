@@ -119,11 +119,11 @@ def row_kernels(
     if apart:  # so few rows leave the compiled kernels nothing to gain
         return TorchRows(rows, weights, collision=collision, apart=True)
     if backend == "numba":
-        from coincide.pseudolabels.kernels.numba_rows import NumbaRows  # noqa: PLC0415
+        from coincide.pseudolabels.kernels.numba_rows import NumbaRows
 
         return NumbaRows(rows, weights, collision=collision)
     if _in_triton(backend, rows):
-        from coincide.pseudolabels.kernels.triton_rows import TritonRows  # noqa: PLC0415
+        from coincide.pseudolabels.kernels.triton_rows import TritonRows
 
         return TritonRows(rows, weights, collision=collision)
     return TorchRows(rows, weights, collision=collision)
@@ -154,7 +154,7 @@ def candidate_kernels(
         As in :func:`row_kernels`.
     """
     if backend == "numba":
-        from coincide.pseudolabels.kernels.numba_candidates import (  # noqa: PLC0415
+        from coincide.pseudolabels.kernels.numba_candidates import (
             NumbaCandidateRows,
         )
 
@@ -180,7 +180,7 @@ def near_central_path(
         See :func:`coincide.pseudolabels.kernels.first_iterate.near_central_path`.
     """
     if backend == "numba":
-        from coincide.pseudolabels.kernels import numba_first_iterate  # noqa: PLC0415
+        from coincide.pseudolabels.kernels import numba_first_iterate
 
         near = numba_first_iterate.near_central_path
     else:
@@ -207,7 +207,7 @@ def near_candidates(
         See :func:`coincide.pseudolabels.kernels.candidates.near_candidates`.
     """
     if backend == "numba":
-        from coincide.pseudolabels.kernels import numba_candidates  # noqa: PLC0415
+        from coincide.pseudolabels.kernels import numba_candidates
 
         near = numba_candidates.near_candidates
     else:
@@ -229,12 +229,12 @@ def em_sweeper(
     if backend == "torch" or not bool((labels > 0).all()):
         return None
     if _in_triton(backend, probs):
-        from coincide.pseudolabels.kernels.triton_em import TritonSweep  # noqa: PLC0415
+        from coincide.pseudolabels.kernels.triton_em import TritonSweep
 
         return TritonSweep(probs, weights, labels)
     if backend == "triton":
         return None
-    from coincide.pseudolabels.kernels.numba_em import NumbaSweep  # noqa: PLC0415
+    from coincide.pseudolabels.kernels.numba_em import NumbaSweep
 
     return NumbaSweep(probs, weights, labels)
 
@@ -249,7 +249,7 @@ def em_squarem(backend: str, probs: Tensor, weights: Tensor, labels: Tensor) -> 
     """
     if backend != "numba":
         return None
-    from coincide.pseudolabels.kernels.numba_squarem import NumbaSquarem  # noqa: PLC0415
+    from coincide.pseudolabels.kernels.numba_squarem import NumbaSquarem
 
     return NumbaSquarem(probs, weights, labels)
 
@@ -264,11 +264,11 @@ def row_minimizers(backend: str, probs: Tensor) -> RowMinimizers:
         float32 or float64; the search is done in float64.
     """
     if backend == "numba":
-        from coincide.pseudolabels.kernels.numba_dual import NumbaMinimizers  # noqa: PLC0415
+        from coincide.pseudolabels.kernels.numba_dual import NumbaMinimizers
 
         return NumbaMinimizers(probs)
     if _in_triton(backend, probs):
-        from coincide.pseudolabels.kernels.triton_dual import TritonMinimizers  # noqa: PLC0415
+        from coincide.pseudolabels.kernels.triton_dual import TritonMinimizers
 
         return TritonMinimizers(probs)
     return dual.TorchMinimizers(probs)
@@ -282,7 +282,7 @@ def answer_kernels(backend: str) -> AnswerKernels:
     backend : {"torch", "numba", "triton"}
     """
     if backend == "numba":
-        from coincide.pseudolabels.kernels import numba_dual  # noqa: PLC0415
+        from coincide.pseudolabels.kernels import numba_dual
 
         return numba_dual
     return dual
@@ -300,7 +300,7 @@ def summed_labels(
         See :func:`coincide.pseudolabels.kernels.labels.summed_labels`.
     """
     if backend == "numba" and collision:
-        from coincide.pseudolabels.kernels import numba_labels  # noqa: PLC0415
+        from coincide.pseudolabels.kernels import numba_labels
 
         return numba_labels.summed_labels(probs, weights.double(), labels)
     return labels_in_torch(probs, weights, labels, collision=collision)
