@@ -101,7 +101,10 @@ class InteriorPoint:
     warmth: float = field(default=1e-2)
 
     def start(self, problem: Problem, labels: Tensor | None, tol: float) -> InteriorPointState:
-        """Return an interior iterate, from the given labels or near the rows' central paths."""
+        """Return an interior iterate, from the given labels or near the rows' central paths.
+
+        Of a problem with all its classes; on a working set, see ``start_near``.
+        """
         check_unknowns(problem, self.name)
         shares, mass = _first_shares(problem), problem.mass()
         mean_label = mass * shares + problem.held
