@@ -23,8 +23,8 @@ from circumstances import circumstances
 from coincide.data.images import read_images
 from coincide.methods import CollisionMethod
 from coincide.training.config import ImageTrainingConfig
+from coincide.training.history import StepRecord
 from coincide.training.images import ImageTraining
-from coincide.training.records import StepRecord
 
 P, T = ParamSpec("P"), TypeVar("T")
 _WARM_UP = 5

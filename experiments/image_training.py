@@ -27,8 +27,8 @@ from sklearn.cluster import KMeans
 from coincide.data.images import ImageSource, read_images
 from coincide.metrics import score_clustering
 from coincide.training.config import ImageTrainingConfig
-from coincide.training.image_model import ImageModel
 from coincide.training.images import ImageTraining
+from coincide.training.images.model import ImageModel
 
 RESULTS = Path(__file__).parent / "results" / "image_training"
 METHODS = ("kmeans", "collision", "mi", "miadm", "sela", "imsat", "iic", "scan")

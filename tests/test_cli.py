@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -227,7 +228,7 @@ def test_a_failed_run_leaves_the_earlier_one_whole(run, blobs, monkeypatch, fail
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("coincide.commands.write_projection", full)
+    monkeypatch.setattr("coincide.cli.run.write_projection", full)
     arguments = ("cluster", blobs, "-k", "2", "--out", "run", "--overwrite", *QUICK)
     assert "No space left on device" in fails(*arguments)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
@@ -237,7 +238,7 @@ def test_control_c_leaves_nothing_behind(blobs, tmp_path, monkeypatch, capsys):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("coincide.commands.write_projection", stop)
+    monkeypatch.setattr("coincide.cli.run.write_projection", stop)
     assert main(["cluster", blobs, "-k", "2", "--out", "new", *QUICK]) == 130
     assert capsys.readouterr().err == "coincide: stopped.\n"
     assert names(tmp_path / "new") == set()
@@ -248,7 +249,7 @@ def test_warnings_are_printed_and_kept(blobs, tmp_path, monkeypatch, capsys):
 
     def warn_twice(self, X, y=None):
         for _ in range(2):
-            coincide.commands.warnings.warn("Two clusters\nare one.", UserWarning, stacklevel=1)
+            warnings.warn("Two clusters\nare one.", UserWarning, stacklevel=1)
         return fit(self, X, y)
 
     monkeypatch.setattr(CollisionClustering, "fit", warn_twice)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coincide.data import image_files
-from coincide.data.images import read_images
+from coincide.data.images import decoding, read_images
 from photos import (
     bomb_png,
     damaged_png,
@@ -266,7 +265,7 @@ def test_the_center_is_kept_and_the_aspect_too(tmp_path, monkeypatch, kind):
     image.paste((0, 0, 255), (150, 0, 250, 100))  # a blue square in the middle
     save(image, tmp_path / "set" / f"a.{kind}")
     save(Image.new("RGB", (100, 100), "blue"), tmp_path / "set" / f"b.{kind}")
-    monkeypatch.setattr(image_files, "_BLOCK_BYTES", 1)  # every image is a block
+    monkeypatch.setattr(decoding, "_BLOCK_BYTES", 1)  # every image is a block
     found = read_images(tmp_path / "set", image_size=10).images
     inner = np.broadcast_to(np.array([0, 0, 255]).reshape(3, 1, 1), (3, 10, 8))
     np.testing.assert_allclose(found[0][:, :, 1:-1], inner, atol=4)

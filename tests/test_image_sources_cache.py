@@ -6,7 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from coincide.data import SourceError, image_store
+from coincide.data import SourceError
+from coincide.data.images import cache as cache_module
 from coincide.data.images import read_images
 from photos import damaged_png, odd_folder, photo, save
 
@@ -62,7 +63,7 @@ def test_what_was_skipped_and_noted_is_remembered(folder):
 @pytest.mark.parametrize("damage", ["cut", "longer", "empty", "gone", "json", "json-cut"])
 def test_a_damaged_entry_is_made_anew(folder, monkeypatch, damage, large):
     if large:
-        monkeypatch.setattr(image_store, "LARGE", 100)
+        monkeypatch.setattr(cache_module, "LARGE", 100)
     first, _ = read(folder)
     (array,) = (folder.parent / "cache").rglob("*.npy")
     (about,) = (folder.parent / "cache").rglob("*.json")
@@ -131,7 +132,7 @@ def test_arrays_leave_nothing_behind(folder):
 @pytest.mark.parametrize("cache", [None, False])
 def test_large_images_are_mapped(folder, monkeypatch, cache):
     expected, _ = read(folder, cache=False)
-    monkeypatch.setattr(image_store, "LARGE", 5 * 3 * 6 * 6 - 1)
+    monkeypatch.setattr(cache_module, "LARGE", 5 * 3 * 6 * 6 - 1)
     for first in (True, False):
         found, decoded = read(folder, cache=cache)
         assert isinstance(found.images, np.memmap)
@@ -141,13 +142,13 @@ def test_large_images_are_mapped(folder, monkeypatch, cache):
 
 
 def test_the_limit_itself_stays_in_memory(folder, monkeypatch):
-    monkeypatch.setattr(image_store, "LARGE", 5 * 3 * 6 * 6)
+    monkeypatch.setattr(cache_module, "LARGE", 5 * 3 * 6 * 6)
     assert not isinstance(read(folder, cache=False)[0].images, np.memmap)
 
 
 def test_a_large_array_is_as_long_as_its_good_images(folder, monkeypatch):
     (folder / "0" / "1.png").write_bytes(damaged_png())
-    monkeypatch.setattr(image_store, "LARGE", 1)
+    monkeypatch.setattr(cache_module, "LARGE", 1)
     for _ in range(2):
         found, _ = read(folder)
         assert found.images.shape == (5, 3, 6, 6)
@@ -156,19 +157,19 @@ def test_a_large_array_is_as_long_as_its_good_images(folder, monkeypatch):
 
 
 def test_a_full_disk_is_said(folder, monkeypatch):
-    monkeypatch.setattr(image_store, "LARGE", 1)
+    monkeypatch.setattr(cache_module, "LARGE", 1)
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(image_store, "_write_header", full)
+    monkeypatch.setattr(cache_module, "_write_header", full)
     with pytest.raises(SourceError, match=r"No space left.*smaller image_size"):
         read(folder)
     assert entries(folder) == []
 
 
 def test_an_interrupted_reading_leaves_nothing(folder, monkeypatch):
-    monkeypatch.setattr(image_store, "LARGE", 1)
+    monkeypatch.setattr(cache_module, "LARGE", 1)
 
     def stop(*_):
         raise KeyboardInterrupt

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from coincide.data import SourceError
-from coincide.data.image_listing import encode_labels
 from coincide.data.images import read_images
+from coincide.data.images.listing import encode_labels
 from photos import (
     drawn,
     encoded,

@@ -12,8 +12,8 @@ from coincide.data.images import read_images
 from coincide.methods import METHODS, UNKNOWN
 from coincide.networks import Network
 from coincide.training.config import ImageTrainingConfig
-from coincide.training.image_model import load_image_model, save_image_model
-from coincide.training.image_settings import build_method, draw_known, fill_in
+from coincide.training.images.model import load_image_model, save_image_model
+from coincide.training.images.settings import build_method, draw_known, fill_in
 from coincide.training.ranks import ALONE
 from small_images import DIGITS, TINY, assert_same_run, digits, one_thread, training
 

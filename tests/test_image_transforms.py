@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from kornia import color, enhance, filters
 
-from coincide.data.image_transforms import (
+from coincide.views.transforms import (
     Blur,
     ColorJitter,
     Cutout,

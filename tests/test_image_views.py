@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from coincide.data.image_views import IMAGE_VIEWS, build_image_view, load_callable
+from coincide.views.images import IMAGE_VIEWS, build_image_view, load_callable
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (1, 9, 14), (3, 70, 64)]
 KINDS_AND_SHAPES = [(kind, shape) for kind in ("auto", *IMAGE_VIEWS) for shape in SHAPES]
@@ -194,7 +194,7 @@ def test_a_missing_kornia_is_named_when_the_view_is_built(monkeypatch):
 
 def test_kornia_is_imported_at_use_only():
     program = (
-        "import sys, coincide.data.image_views as views; views.build_image_view('auto', (3, 8, 8));"
+        "import sys, coincide.views.images as views; views.build_image_view('auto', (3, 8, 8));"
         "assert 'kornia' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler, normalize
 
 from coincide.data import scaling as module
 from coincide.data.scaling import SCALINGS, ScaledRows, fit_scaling, row_blocks
-from coincide.data.views import VectorView
+from coincide.views.vectors import VectorView
 
 CPU = torch.device("cpu")
 rng = np.random.default_rng(0)

@@ -7,9 +7,9 @@ import pytest
 
 from coincide.cli import main
 from coincide.data.images import read_images
-from coincide.training import selection
 from coincide.training.config import ImageTrainingConfig
-from coincide.training.selection import Candidate, choose, compare_settings
+from coincide.training.images import selection
+from coincide.training.images.selection import Candidate, choose, compare_settings
 from small_images import OPTIONS, TINY, metrics_of, one_thread, save_digits
 
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.datasets import load_digits
 
-from coincide.data import SourceError, load_source, sources
-from coincide.data.sources import is_table
+from coincide.data import SourceError, load_source, vectors
+from coincide.data.vectors import is_table
 
 NUMBERS = np.arange(12.0).reshape(4, 3) / 4
 
@@ -327,7 +327,7 @@ def test_one_unlike_list_far_into_the_file_is_found(tmp_path):
 @pytest.mark.parametrize("suffix", ["npy", "csv"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_non_finite_rows_are_counted_and_the_first_is_named(tmp_path, value, suffix, monkeypatch):
-    monkeypatch.setattr(sources, "_BLOCK_BYTES", 48)  # two rows of three float64
+    monkeypatch.setattr(vectors, "_BLOCK_BYTES", 48)  # two rows of three float64
     array = np.zeros((7, 3))
     array[[3, 3, 6], [2, 1, 0]] = value
     text = "a,b,c\n" + "\n".join(",".join(map(str, row)) for row in array)

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from coincide import image_commands
 from coincide.cli import main
+from coincide.cli import train as train_module
 from coincide.data.images import read_images
 from coincide.methods import METHODS
-from coincide.training.image_model import load_image_model
+from coincide.training.images.model import load_image_model
 from coincide.training.ranks import Alone
 from photos import odd_folder, photo, save
 from small_images import (
@@ -541,7 +541,7 @@ class Pair(Alone):
 
 
 def test_processes_stop_when_any_of_them_is_asked_to(folder, monkeypatch, capsys):
-    monkeypatch.setattr(image_commands, "join_ranks", lambda device: nullcontext(Pair()))
+    monkeypatch.setattr(train_module, "join_ranks", lambda device: nullcontext(Pair()))
     assert train("--method", "mi", "--max-epochs", "6") == 130
     assert "--resume takes it up again" in capsys.readouterr().err
     assert len(log_of(folder / "run")) == 3
@@ -553,7 +553,7 @@ def test_processes_stop_when_any_of_them_is_asked_to(folder, monkeypatch, capsys
 
 def test_a_training_of_two_processes_is_not_taken_up_by_one(folder, monkeypatch, fails):
     with monkeypatch.context() as patched:
-        patched.setattr(image_commands, "join_ranks", lambda device: nullcontext(Pair()))
+        patched.setattr(train_module, "join_ranks", lambda device: nullcontext(Pair()))
         assert train("--method", "mi", "--max-epochs", "6") == 130
     error = fails(train, "--method", "mi", "--max-epochs", "6", "--resume")
     assert "processes = 2, not 1" in error

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from coincide import image_commands
 from coincide.cli import main
+from coincide.cli import train as train_module
 from coincide.training.checkpoint import Checkpoints
 from small_images import (
     OPTIONS,
@@ -212,7 +212,7 @@ def interrupt(monkeypatch):
 
     def after(steps):
         Interruption.looks, Interruption.after = 0, steps
-        monkeypatch.setattr(image_commands, "StopRequest", Interruption)
+        monkeypatch.setattr(train_module, "StopRequest", Interruption)
 
     return after
 

@@ -12,12 +12,12 @@ from torch import nn
 from coincide.methods import UNKNOWN, CollisionMethod
 from coincide.methods.method import Batch, weighted_mean
 from coincide.networks import Network
-from coincide.training import seen as seen_module
+from coincide.training import rows as rows_module
 from coincide.training.config import TrainingConfig
+from coincide.training.history import EpochRecord
 from coincide.training.loop import Data, known_loss
 from coincide.training.ranks import Alone
-from coincide.training.records import EpochRecord
-from coincide.training.seen import Seen
+from coincide.training.rows import PredictedRows
 from small_training import (
     UNIFORM,
     D,
@@ -267,7 +267,8 @@ def test_steps_reach_the_callback():
 def test_the_method_is_told_of_every_epoch():
     trainer = trained(TrainingConfig(batch_size=20, max_epochs=3))
     assert [begun[:2] for begun in trainer.method.begun] == [(0, 3), (1, 3), (2, 3)]
-    assert all(isinstance(data, Seen) and len(data) == M for *_, data in trainer.method.begun)
+    data = [begun[2] for begun in trainer.method.begun]
+    assert all(isinstance(rows, PredictedRows) and len(rows) == M for rows in data)
 
 
 def test_changed_and_live_clusters_are_counted():
@@ -327,11 +328,11 @@ def test_a_fit_in_two_goes_is_one_fit():
 
 
 def test_seen_rows_are_plain_and_in_evaluation_mode(monkeypatch):
-    monkeypatch.setattr(seen_module, "_PREDICTED_ROWS", 7)
+    monkeypatch.setattr(rows_module, "_PREDICTED_ROWS", 7)
     backbone = nn.Sequential(nn.Linear(D, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
     network = Network(backbone, nn.Linear(8, K), 8).train()
     network(inputs())  # running averages of its own
-    seen = Seen(network, inputs())
+    seen = PredictedRows(network, inputs())
     logits, features = seen.logits(), seen.features()
     some = torch.arange(M - 1, 0, -3)  # more than one block, in their own order
     torch.testing.assert_close(seen.features(some), features[some])

@@ -43,7 +43,6 @@ from coincide.data.scaling import (
     read_rows,
     row_blocks,
 )
-from coincide.data.views import VectorView
 from coincide.methods import CollisionMethod
 from coincide.networks import build_network, start_from_centers
 from coincide.pseudolabels.kernels import choose_backend
@@ -51,8 +50,9 @@ from coincide.pseudolabels.problem import Certificate
 from coincide.pseudolabels.solve import check_prior
 from coincide.training.collapse import signs_of_collapse
 from coincide.training.config import TrainingConfig
+from coincide.training.history import EpochRecord
 from coincide.training.loop import Data, Trainer
-from coincide.training.records import EpochRecord
+from coincide.views.vectors import VectorView
 
 __all__ = ["ClusteringWarning", "CollisionClustering", "ModelError"]
 

@@ -1,5 +1,5 @@
 """Where features come from."""
 
-from coincide.data.sources import Source, SourceError, load_source
+from coincide.data.vectors import Source, SourceError, load_source
 
 __all__ = ["Source", "SourceError", "load_source"]

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from coincide.data.source import Array, SourceError, check_known, quoted
+from coincide.data.errors import Array, SourceError, check_known, quoted
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 LABEL_COLUMN = "label"  # the Hugging Face name: never a feature unless asked for

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from coincide.networks.shapes import ImageShape, is_small
+from coincide.networks.network import ImageShape, is_small
 
 
 def vgg4(image_shape: ImageShape) -> nn.Sequential:

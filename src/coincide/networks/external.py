@@ -21,7 +21,7 @@ from typing import Any
 from torch import nn
 
 from coincide._checks import parameter_message
-from coincide.networks.shapes import ImageShape
+from coincide.networks.network import ImageShape
 
 PRETRAINED = "pretrained"
 

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from coincide._checks import parameter_message
 from coincide.networks.convolutional import small_conv, vgg4
 from coincide.networks.external import PACKAGES, closest, load_model, unfit, user_network
-from coincide.networks.network import Normalize, check_images
+from coincide.networks.network import ImageShape, Normalize, check_image_shape, check_images
 from coincide.networks.resnet import ResNet18
-from coincide.networks.shapes import ImageShape, check_image_shape
 from coincide.networks.vectors import hidden_layers
 
 _OWNER = "build_image_network"

@@ -1,14 +1,19 @@
-"""A network in two parts, backbone and head, and the learning rates of each."""
+"""A network in two parts, backbone and head, the images it is built for, its learning rates."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from coincide._checks import check_integer, check_real, parameter_message
+
+ImageShape: TypeAlias = tuple[int, int, int]
+"""Channels, height, width."""
+
+SMALL_SIDE = 64
 
 
 class Network(nn.Module):
@@ -176,3 +181,19 @@ def parameter_groups(
             if members
         ]
     return groups
+
+
+def is_small(image_shape: ImageShape) -> bool:
+    """Return whether the shorter side has at most 64 pixels."""
+    return min(image_shape[1:]) <= SMALL_SIDE
+
+
+def check_image_shape(image_shape: object, owner: str) -> ImageShape:
+    """Return channels, height and width as a tuple of ints, or refuse them."""
+    if not isinstance(image_shape, tuple | list) or len(image_shape) != 3:
+        expected = "three integers, channels, height and width"
+        raise ValueError(parameter_message("image_shape", owner, expected, image_shape))
+    n_channels, height, width = (
+        check_integer(number, "image_shape", owner, low=1) for number in image_shape
+    )
+    return n_channels, height, width

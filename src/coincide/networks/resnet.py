@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coincide.networks.shapes import ImageShape, is_small
+from coincide.networks.network import ImageShape, is_small
 
 _CLASSIFIER = "fc."
 

@@ -105,7 +105,7 @@ class ImageTrainingConfig(TrainingConfig):
         :func:`coincide.networks.build_image_network`; ``"auto"``: ``"small-conv"`` for images up
         to 16 pixels wide, else ``"vgg4"``.
     view : str
-        See :func:`coincide.data.image_views.build_image_view`.
+        See :func:`coincide.views.images.build_image_view`.
     labeled_fraction : float
         Share of the labels that training may use, drawn evenly from the classes; 0 for none.
     pretext_epochs : int or None

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from coincide.methods.method import UNKNOWN, Batch, Method, Outcome
 from coincide.networks import parameter_groups
 from coincide.training.config import TrainingConfig
+from coincide.training.history import EpochRecord, StepRecord
 from coincide.training.ranks import ALONE, Ranks
-from coincide.training.records import EpochRecord, StepRecord
 from coincide.training.revival import revive, stretches, take_over
-from coincide.training.seen import Rows, Seen
+from coincide.training.rows import PredictedRows, Rows
 
 _REVIVED_UNTIL = 0.7  # of all epochs; what comes to life later would not be settled in time
 
@@ -162,7 +162,7 @@ class Trainer:
         rows = data.rows
         n_epochs = self.config.epochs(len(rows))
         self.network.train()
-        seen = Seen(self.network, rows, half=self._half)
+        seen = PredictedRows(self.network, rows, half=self._half)
         if self._under_way is None:
             revived = 0
             if self._clusters is not None and self._late is not None and self.revives(n_epochs):
@@ -209,7 +209,7 @@ class Trainer:
         """Whether clusters that are empty are revived, a share of the next epoch being done."""
         return bool(self.config.revive) and self.epoch + done < _REVIVED_UNTIL * n_epochs
 
-    def _revive(self, clusters: Tensor, late: Tensor, seen: Seen) -> int:
+    def _revive(self, clusters: Tensor, late: Tensor, seen: PredictedRows) -> int:
         """Give clusters that the latest rows left empty half of a large one; return how many."""
         head = self.network.head
         assert isinstance(head, nn.Linear)

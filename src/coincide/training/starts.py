@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from coincide.training.history import EpochRecord, StepRecord
 from coincide.training.loop import Data, Trainer
-from coincide.training.records import EpochRecord, StepRecord
 
 _JUDGED_SHARE = 0.25  # of a round's epochs, its last: their mean loss is what a start is worth
 _LOOKED_AT = 100  # rows, for whether predictions are numbers

@@ -16,13 +16,13 @@ from torch import nn
 
 from coincide._checks import find_device, parameter_message
 from coincide._model_files import ModelError, as_json, load_model, save_model
+from coincide.data.errors import Array
 from coincide.data.images import ImageRows
-from coincide.data.source import Array
 from coincide.networks import IMAGE_NETWORKS, Network, build_image_network, linear_head
 from coincide.training.config import ImageTrainingConfig
-from coincide.training.image_settings import build_method
-from coincide.training.images import ImageRun
-from coincide.training.seen import Seen
+from coincide.training.images.run import ImageRun
+from coincide.training.images.settings import build_method
+from coincide.training.rows import PredictedRows
 
 KIND = "images"  # in the description of a model, which tells it from one of feature vectors
 
@@ -69,7 +69,7 @@ class ImageModel:
                 parameter_message("images", "predict_proba", expected, tuple(images.shape))
             )
         rows = ImageRows(images, self.device)
-        logits = Seen(self.network, rows, half=self.half).logits()
+        logits = PredictedRows(self.network, rows, half=self.half).logits()
         probs: NDArray[np.float32] = torch.softmax(logits, 1).numpy()
         return probs
 

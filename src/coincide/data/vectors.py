@@ -12,14 +12,14 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from sklearn.datasets import load_digits
 
 from coincide.data import tables
-from coincide.data.source import Array, Source, SourceError, check_known, quoted
+from coincide.data.errors import Array, SourceError, check_known, quoted
 
 __all__ = ["BUILT_IN", "SUFFIXES", "Source", "SourceError", "is_table", "load_source"]
 
@@ -32,6 +32,32 @@ _BLOCK_BYTES = 16 << 20  # of a memory-mapped file looked at together
 # What NumPy raises, by fuzzing, when the header of an array is damaged.
 _DAMAGED_ARRAY = (ValueError, SyntaxError, OverflowError, EOFError, tokenize.TokenError)
 _DAMAGED_ARCHIVE = (*_DAMAGED_ARRAY, OSError, KeyError, NotImplementedError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Feature vectors, and the classes of the points where they are known.
+
+    Attributes
+    ----------
+    name : str
+        What the source is called: ``"digits"``, or the file's name without its suffix.
+    features : ndarray of shape (M, D)
+        Finite numbers in the dtype they were stored in; memory-mapped from an ``.npy``.
+    labels : ndarray of shape (M,), int64, or None
+        Class codes 0 … C-1, for evaluation only.
+    label_names : tuple of C str, or None
+        What the codes stand for.
+    columns : tuple of str, or None
+        The columns of a table that the features came from, in order (a column of lists is one
+        name). None for arrays.
+    """
+
+    name: str
+    features: Array
+    labels: Array | None = None
+    label_names: tuple[str, ...] | None = None
+    columns: tuple[str, ...] | None = None
 
 
 def load_source(
@@ -132,10 +158,10 @@ def _read_arrays(source: str | Path, label_column: str | None) -> tuple[Array, A
     path = Path(source)
     if path.is_dir() and (path / "features.npy").is_file():
         labels = path / "labels.npy"
-        return _open_npy(path / "features.npy"), _open_npy(labels) if labels.is_file() else None
+        return open_npy(path / "features.npy"), open_npy(labels) if labels.is_file() else None
     if _checked_suffix(path) == ".npz":
         return _read_npz(path, label_column)
-    return _open_npy(path), None
+    return open_npy(path), None
 
 
 def _checked_suffix(path: Path) -> str:
@@ -179,7 +205,7 @@ def _name(path: Path) -> str:
 # Arrays
 
 
-def _open_npy(path: Path) -> Array:
+def open_npy(path: Path) -> Array:
     """Memory-map the array in ``path``; pickles are never opened."""
     if path.stat().st_size == 0:
         raise SourceError(f"{path} is empty.")
@@ -193,7 +219,7 @@ def _open_npy(path: Path) -> Array:
 
 def _read_npz(path: Path, label_column: str | None) -> tuple[Array, Array | None]:
     """Return the features of an archive, and the labels if there are some."""
-    arrays = _open_npz(path)
+    arrays = open_npz(path)
     matrices = [name for name, array in arrays.items() if array.ndim == 2]
     named = [name for name in _FEATURE_ARRAYS if name in arrays]
     if not named and len(matrices) != 1:
@@ -208,7 +234,7 @@ def _read_npz(path: Path, label_column: str | None) -> tuple[Array, Array | None
     return arrays[(named or matrices)[0]], labels
 
 
-def _open_npz(path: Path) -> dict[str, Array]:
+def open_npz(path: Path) -> dict[str, Array]:
     try:
         if not zipfile.is_zipfile(path):  # of such a file np.load would say that it is pickled
             raise zipfile.BadZipFile("it is no zip archive")
@@ -235,7 +261,7 @@ def _damaged(path: Path, error: Exception) -> str:
 def _read_label_file(path: Path) -> Array:
     suffix = _checked_suffix(path)
     if suffix == ".npy":
-        return _open_npy(path)
+        return open_npy(path)
     if suffix == ".npz":
         raise SourceError(f"A file of labels must be .npy or a table. Got {path} instead.")
     table = tables.open_table(path)

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from coincide.data import sources
-from coincide.data.image_files import first_line
-from coincide.data.image_listing import check_only_split, encode_labels
-from coincide.data.source import Array, SourceError, check_known
+from coincide.data import vectors
+from coincide.data.errors import Array, SourceError, check_known
+from coincide.data.images.decoding import first_line
+from coincide.data.images.listing import check_only_split, encode_labels
 
 _SUFFIXES = (".npy", ".npz")
 _BLOCK_BYTES = 16 << 20  # of floats turned into bytes together
@@ -54,14 +54,14 @@ def read_pixels(
     """
     if not isinstance(source, str | Path):
         found = Pixels("array", _as_bytes(_array(source), "The array"))
-    elif str(source) in sources.BUILT_IN:
+    elif str(source) in vectors.BUILT_IN:
         found = _read_digits()
     elif (path := Path(source).expanduser()).suffix.lower() in _SUFFIXES and not path.is_dir():
         if not path.exists():
             raise SourceError(f"The source {str(source)!r} does not exist.")
         if path.suffix.lower() == ".npz":
             return _read_archive(path, split, label_column)
-        found = Pixels(path.stem, _as_bytes(sources._open_npy(path), str(path)))
+        found = Pixels(path.stem, _as_bytes(vectors.open_npy(path), str(path)))
     else:
         return None
     check_only_split(found.name, split)
@@ -78,14 +78,14 @@ def _array(source: ArrayLike) -> Array:
 
 
 def _read_digits() -> Pixels:
-    digits = sources.load_source("digits")
+    digits = vectors.load_source("digits")
     images = np.rint(digits.features.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
     return Pixels("digits", images, digits.labels, digits.label_names)
 
 
 def _read_archive(path: Path, split: str, label_column: str | None) -> Pixels:
     """Read the images of an archive, ``x_train`` or ``images``, and the labels beside them."""
-    arrays = sources._open_npz(path)
+    arrays = vectors.open_npz(path)
     of_split = [f"{name}_{split}" for name in ("x", "X")] + [f"{split}_images"]
     single = [name for name, array in arrays.items() if array.ndim >= 3]
     named = [name for name in (*of_split, "images", "x", "X") if name in arrays]

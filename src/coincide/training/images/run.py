@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coincide._checks import find_device, parameter_message
-from coincide.data.image_views import build_image_view
 from coincide.data.images import ImageRows, ImageSource, channel_statistics
 from coincide.methods import Method, SimCLR
 from coincide.networks import Network, build_image_network, linear_head
 from coincide.training.collapse import IMAGE_ADVICE, signs_of_collapse
 from coincide.training.config import ImageTrainingConfig
-from coincide.training.image_settings import build_method, check_config, draw_known, fill_in
+from coincide.training.history import EpochRecord, StepRecord
+from coincide.training.images.settings import build_method, check_config, draw_known, fill_in
 from coincide.training.loop import Data, Trainer
 from coincide.training.ranks import ALONE, Ranks
-from coincide.training.records import EpochRecord, StepRecord
-from coincide.training.seen import Seen
+from coincide.training.rows import PredictedRows
 from coincide.training.starts import StartRecord, Starts
+from coincide.views.images import build_image_view
 
 _OWNER = "train_images"
 _PRETEXT_DECAY = 1e-4
@@ -257,7 +257,7 @@ class ImageTraining:
 
     def _describe(self, trainer: Trainer) -> ImageRun:
         half = self.config.precision == "bfloat16"
-        logits = Seen(trainer.network, self.data.rows, half=half).logits()
+        logits = PredictedRows(trainer.network, self.data.rows, half=half).logits()
         probs = torch.softmax(logits, 1).numpy()
         clusters = probs.argmax(1)
         signs = []

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from coincide._checks import check_integer, parameter_message
-from coincide.data.image_transforms import (
+from coincide.views.transforms import (
     Blur,
     ColorJitter,
     Cutout,
@@ -299,7 +299,7 @@ def build_image_view(kind: str | Transform, image_shape: Shape) -> ImageView | U
     Examples
     --------
     >>> import torch
-    >>> from coincide.data.image_views import build_image_view
+    >>> from coincide.views.images import build_image_view
     >>> view = build_image_view("auto", (1, 28, 28))
     >>> view
     ImageView(kind='affine', transforms=(Warp(degrees=15, shift=0.1, scale=1.15),))

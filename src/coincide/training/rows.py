@@ -18,7 +18,7 @@ class Rows(Protocol):
     def __getitem__(self, rows: Tensor | slice) -> Tensor: ...
 
 
-class Seen:
+class PredictedRows:
     """All rows as the network sees them now: plain, in evaluation mode, block by block.
 
     Parameters

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+import sys
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -13,6 +17,7 @@ from typing import Any
 import torch
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import coincide
@@ -137,8 +142,9 @@ def print_written(paths: Sequence[Path]) -> None:
         print("wrote" if index == 0 else "     ", path)
 
 
-def print_info() -> None:
-    """Print versions, machine, devices, solvers and objectives."""
+def info(arguments: Namespace) -> None:
+    """Print what this installation is and can do: versions, devices, solvers and objectives."""
+    del arguments
     here = machine("cpu")
     lines = {
         **versions(),
@@ -172,3 +178,43 @@ def _devices() -> list[str]:
     if torch.backends.mps.is_available():
         devices.append("mps")
     return ["cpu", *devices]
+
+
+@contextmanager
+def noted() -> Iterator[list[str]]:
+    """Yield a list that afterwards holds the warnings meant for the user, each once."""
+    notes: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield notes
+    for warning in caught:
+        text = " ".join(str(warning.message).split())
+        # Deprecations are for developers.
+        if issubclass(warning.category, UserWarning) and text not in notes:
+            notes.append(text)
+
+
+def print_notes(notes: list[str]) -> None:
+    """Print warnings, one a line."""
+    for note in notes:
+        print(f"coincide: warning: {note}", file=sys.stderr)
+
+
+@contextmanager
+def progress_bar(quiet: bool, name: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Yield what moves a progress bar, on a terminal only."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=quiet or not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total, text: bar.update(
+            task, completed=done, total=total, description=text
+        )

@@ -16,12 +16,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from coincide._checks import check_integer, parameter_message
-from coincide.data import image_folders, image_tables
-from coincide.data.image_arrays import Pixels, read_pixels
-from coincide.data.image_files import CHUNK, Item, Size, decode_images
-from coincide.data.image_listing import Listing, encode_labels
-from coincide.data.image_store import Decoded, ImageStore, cache_folder, fingerprint
-from coincide.data.source import Array, SourceError
+from coincide.data.errors import Array, SourceError
+from coincide.data.images import folders, tables
+from coincide.data.images.arrays import Pixels, read_pixels
+from coincide.data.images.cache import Decoded, ImageStore, cache_folder, fingerprint
+from coincide.data.images.decoding import CHUNK, Item, Size, decode_images
+from coincide.data.images.listing import Listing, encode_labels
 
 _OWNER = "read_images"
 _STATISTICS_ROWS = 10_000
@@ -147,14 +147,14 @@ def _find(source: str | Path | ArrayLike, split: str, label_column: str | None) 
     assert isinstance(source, str | Path)
     path = Path(source).expanduser()
     if not str(source) or not path.exists():
-        return image_tables.list_hub(source, split, label_column)
+        return tables.list_hub(source, split, label_column)
     if path.is_file():
-        return image_tables.list_parquet(path, split, label_column)
-    if image_tables.is_saved(path):
-        return image_tables.list_saved(path, split, label_column)
-    if image_tables.parquet_parts(path):
-        return image_tables.list_parquet(path, split, label_column)
-    return image_folders.list_folder(path, split, label_column) or image_tables.list_loadable(
+        return tables.list_parquet(path, split, label_column)
+    if tables.is_saved(path):
+        return tables.list_saved(path, split, label_column)
+    if tables.parquet_parts(path):
+        return tables.list_parquet(path, split, label_column)
+    return folders.list_folder(path, split, label_column) or tables.list_loadable(
         path, split, label_column
     )
 

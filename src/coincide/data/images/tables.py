@@ -15,15 +15,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from coincide.data.image_files import CHUNK, Item, first_line
-from coincide.data.image_listing import (
+from coincide.data.errors import SourceError, check_known, quoted
+from coincide.data.images.decoding import CHUNK, Item, first_line
+from coincide.data.images.listing import (
     Listing,
     canonical_split,
     check_only_split,
     choose_split,
     encode_labels,
 )
-from coincide.data.source import SourceError, check_known, quoted
 
 # What `datasets` calls a set on the hub.
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")

@@ -20,8 +20,8 @@ from coincide._checks import check_integer, parameter_message
 from coincide.data.images import ImageSource
 from coincide.metrics import adjusted_rand_index
 from coincide.training.config import ImageTrainingConfig
-from coincide.training.image_settings import check_config, fill_in
-from coincide.training.images import ImageTraining
+from coincide.training.images.run import ImageTraining
+from coincide.training.images.settings import check_config, fill_in
 
 _OWNER = "compare_settings"
 _ROWS = 5_000  # that the comparison looks at; more would tell little more

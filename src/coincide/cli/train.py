@@ -1,4 +1,4 @@
-"""What ``coincide train`` does, and ``coincide predict`` with a model of images.
+"""``coincide train``: read images, train, describe, write, print.
 
 A training writes as it goes: a line of JSON an epoch, checkpoints that it can be taken up from;
 at the end the files of every run, and a gallery of the clusters.
@@ -7,6 +7,7 @@ at the end the files of every run, and a gallery of the clusters.
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import importlib
 import json
@@ -19,40 +20,50 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+import numpy as np
 
-from coincide import commands, summary
 from coincide._checks import find_device
-from coincide._model_files import DESCRIPTION, load_description
-from coincide.commands import Timings, noted, now, print_notes, timed
-from coincide.data.images import ImageSource, read_images
-from coincide.image_output import (
-    as_prediction,
-    describe_run,
-    scores,
-    skipped,
-    write_image_run,
+from coincide._model_files import as_json
+from coincide.cli.console import (
+    noted,
+    print_candidates,
+    print_notes,
+    print_training,
+    print_written,
+    progress_bar,
 )
-from coincide.output import (
+from coincide.cli.run import (
     CHECKPOINTS,
+    IMAGE_NAMES,
     LOG,
-    check_file,
+    Prediction,
+    Timings,
+    as_prediction,
     check_run,
     clear_checkpoints,
-    staging,
+    default_name,
+    describe,
+    now,
+    skipped,
+    timed,
+    write_run,
 )
-from coincide.report import (
-    write_labels,
-)
+from coincide.data.images import ImageSource, read_images
+from coincide.report import matched_confusion, write_gallery
 from coincide.training.checkpoint import CheckpointError, Checkpoints, StopRequest
 from coincide.training.config import ImageTrainingConfig
 from coincide.training.distributed import join_ranks
-from coincide.training.image_model import KIND, load_image_model
-from coincide.training.images import ImageRun, ImageTraining
+from coincide.training.history import EpochRecord, StepRecord
+from coincide.training.images import (
+    Candidate,
+    ImageRun,
+    ImageTraining,
+    choose,
+    compare_settings,
+    load_image_model,
+    save_image_model,
+)
 from coincide.training.ranks import Ranks
-from coincide.training.records import EpochRecord, StepRecord
-from coincide.training.selection import Candidate, choose, compare_settings
 
 
 class Stopped(KeyboardInterrupt):
@@ -65,7 +76,7 @@ class Stopped(KeyboardInterrupt):
 def train(arguments: Namespace) -> None:
     """Train a network on images and write the folder of the run."""
     named = arguments.out is not None
-    folder = arguments.out or Path(f"coincide-{commands.default_name(arguments.source)}")
+    folder = arguments.out or Path(f"coincide-{default_name(arguments.source)}")
     if not arguments.resume:
         check_run(folder, replace=arguments.overwrite or not named)
     timings: Timings = {}
@@ -94,50 +105,31 @@ def train(arguments: Namespace) -> None:
             f"The method {run.config.method!r} trains features alone, and these clusters mean"
             f" nothing: train another one with --start-from {folder}."
         )
-    metrics = describe_run(arguments, source, run, notes, timings)
+    found = as_prediction(run.probabilities, arguments.probabilities)
+    metrics = _describe(arguments, source, run, found, notes=notes, timings=timings)
     if candidates:
         metrics["candidates"] = [asdict(candidate) for candidate in candidates]
-    written = write_image_run(arguments, folder, source, run, metrics)
-    if not arguments.quiet:
-        summary.print_training(metrics)
-        summary.print_written(written)
-    print_notes([*run.signs, *metrics["warnings"]])
-
-
-def predict(arguments: Namespace) -> None:
-    """Label new rows or images with the model of a run."""
-    folder: Path = arguments.folder
-    if not (folder / DESCRIPTION).is_file() or load_description(folder).get("kind") != KIND:
-        commands.predict(arguments)
-        return
-    path = arguments.out or folder / "predictions.csv"
-    model = load_image_model(folder, network=arguments.network)
-    check_file(path, replace=arguments.overwrite or arguments.out is None)
-    channels, height, width = model.image_shape
-    source = read_images(
-        arguments.source,
-        image_size=(height, width),
-        channels=channels,
-        split=arguments.split,
-        label_column=arguments.label_column,
+    written = write_run(
+        arguments,
+        folder,
+        metrics,
+        found,
+        features=source.images.reshape(len(source.images), -1),
+        write_model=lambda staged: _write_model(staged, source, run),
     )
-    found = as_prediction(model.predict_proba(source.images), arguments.probabilities)
-    with staging(path.parent) as staged:
-        kind = path.suffix.lower().removeprefix(".")
-        columns = (found.clusters, found.confidence, found.entropy, found.probabilities)
-        write_labels(staged, *columns, format=kind).replace(path)
+    if not arguments.keep_checkpoints:
+        clear_checkpoints(folder)
     if not arguments.quiet:
-        outcome = {**commands.outcome(found, model.n_clusters), **scores(source, found)}
-        summary.print_prediction(outcome, source.images.shape)
-        summary.print_written([path])
-    print_notes(skipped(source))
+        print_training(metrics)
+        print_written(written)
+    print_notes([*run.signs, *metrics["warnings"]])
 
 
 # Reading and configuring
 
 
 def _read(arguments: Namespace, split: str) -> ImageSource:
-    with _bar(arguments.quiet, "reading") as move:
+    with progress_bar(arguments.quiet, "reading") as move:
         return read_images(
             arguments.source,
             image_size=arguments.image_size,
@@ -168,7 +160,7 @@ def _choose_clusters(arguments: Namespace, source: ImageSource) -> list[Candidat
     config = _config(arguments)
     configs = [dataclasses.replace(config, n_clusters=number) for number in numbers]
     found: list[Candidate] = []
-    with _bar(arguments.quiet, "choosing") as move:
+    with progress_bar(arguments.quiet, "choosing") as move:
 
         def on_candidate(candidate: Candidate) -> None:
             found.append(candidate)
@@ -178,7 +170,7 @@ def _choose_clusters(arguments: Namespace, source: ImageSource) -> list[Candidat
     chosen = choose(found)
     arguments.n_clusters = found[chosen].n_clusters
     if not arguments.quiet:
-        summary.print_candidates([asdict(candidate) for candidate in found], chosen)
+        print_candidates([asdict(candidate) for candidate in found], chosen)
     return found
 
 
@@ -358,7 +350,7 @@ def _optional(module: str, package: str) -> Any:
 def _live(quiet: bool, training: ImageTraining) -> Iterator[Callable[[StepRecord], None]]:
     """Yield a callback that shows where the training stands: loss, clusters, images a second."""
     rows, started = 0, time.monotonic()
-    with _bar(quiet, "training") as move:
+    with progress_bar(quiet, "training") as move:
 
         def show(record: StepRecord) -> None:
             nonlocal rows
@@ -378,20 +370,71 @@ def _live(quiet: bool, training: ImageTraining) -> Iterator[Callable[[StepRecord
         yield show
 
 
-@contextmanager
-def _bar(quiet: bool, name: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Yield what moves a progress bar, on a terminal only."""
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=quiet or not console.is_terminal,
+# Describing and writing
+
+
+def _describe(
+    arguments: Namespace,
+    source: ImageSource,
+    run: ImageRun,
+    found: Prediction,
+    *,
+    notes: list[str],
+    timings: Timings,
+) -> dict[str, Any]:
+    """Return what ``metrics.json`` says of a training."""
+    n_clusters = run.probabilities.shape[1]
+    parameters = as_json(asdict(run.config))
+    metrics = {
+        **describe(
+            arguments,
+            found,
+            source.labels,
+            n_clusters=n_clusters,
+            device=str(next(run.network.parameters()).device),
+            timings=timings,
+        ),
+        "source": {
+            "name": source.name,
+            "rows": len(source.images),
+            "features": int(np.prod(run.image_shape)),
+            "dtype": "uint8",
+            "columns": None,
+            "image_shape": list(run.image_shape),
+            "note": source.note,
+        },
+        "model": {"n_clusters": n_clusters, "parameters": parameters},
+        "training": parameters,
+        "seed": run.config.seed,
+        "n_epochs": len(run.history),
+        "history": [asdict(record) for record in run.history],
+        "starts": [asdict(record) for record in run.starts],
+        "signs": run.signs,
+        "skipped": [list(item) for item in source.skipped],
+        "warnings": [*notes, *skipped(source)],
+    }
+    if run.known is not None:
+        metrics["known_labels"] = int((run.known >= 0).sum())
+    if source.labels is not None:
+        names = source.label_names or ()
+        metrics["confusion"] = matched_confusion(source.labels, run.clusters, n_clusters, names)
+    return metrics
+
+
+def _write_model(folder: Path, source: ImageSource, run: ImageRun) -> None:
+    """Write the model, the names of the images and their gallery."""
+    save_image_model(folder, run)
+    if source.ids[0] != "0":  # else the rows are their own names
+        names = folder / IMAGE_NAMES
+        with names.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["row", "image"])
+            writer.writerows(enumerate(source.ids))
+    write_gallery(
+        folder,
+        source.images,
+        run.probabilities.argmax(1),
+        run.probabilities.max(1),
+        known=source.labels,
+        names=source.label_names,
     )
-    with bar:
-        task = bar.add_task(name, total=None)
-        yield lambda done, total, text: bar.update(
-            task, completed=done, total=total, description=text
-        )

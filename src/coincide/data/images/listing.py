@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from coincide.data.image_files import Chunks
-from coincide.data.source import Array, SourceError, quoted
+from coincide.data.errors import Array, SourceError, quoted
+from coincide.data.images.decoding import Chunks
 
 UNKNOWN = -1  # the class of an image that nobody has labeled
 
@@ -97,7 +97,7 @@ def encode_labels(
 
     Examples
     --------
-    >>> from coincide.data.image_listing import encode_labels
+    >>> from coincide.data.images.listing import encode_labels
     >>> encode_labels(["dog", "", "cat", None], "the column")
     (array([ 1, -1,  0, -1]), ('cat', 'dog'))
     """

@@ -1,8 +1,4 @@
-"""The command line: arguments in, calls out.
-
-What the commands do is in :mod:`coincide.commands`, which brings PyTorch, NumPy and scikit-learn
-with it and is imported only when a command runs: ``coincide --help`` must not wait for them.
-"""
+"""The arguments of the commands: what they are called, what they are for, how they are read."""
 
 from __future__ import annotations
 
@@ -10,10 +6,6 @@ import argparse
 import ast
 import csv
 import dataclasses
-import importlib
-import os
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -51,63 +43,6 @@ _TYPES = {
 }
 
 
-# The module of a command, where it is not coincide.commands.
-_HOME = {"train": "coincide.image_commands", "predict": "coincide.image_commands"}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status.
-
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        The arguments after the program's name; by default those of the process.
-
-    Returns
-    -------
-    int
-        0 if all went well; 2 for bad input, said in one line on stderr; 130 after Ctrl-C, or a
-        training that SIGTERM stopped.
-
-    Examples
-    --------
-    >>> from coincide.cli import main
-    >>> main(["--version"])
-    coincide 0.1.0
-    0
-    """
-    given = list(sys.argv[1:] if argv is None else argv)
-    try:
-        arguments = _parser().parse_args(given)
-    except SystemExit as end:  # argparse has printed help, the version or an error
-        return int(end.code or 0)
-    arguments.argv = ["coincide", *given]
-    try:
-        commands = importlib.import_module(_HOME.get(arguments.command, "coincide.commands"))
-        getattr(commands, arguments.command)(arguments)
-        sys.stdout.flush()
-    except KeyboardInterrupt as stop:
-        print(f"coincide: {str(stop) or 'stopped.'}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        if "debug" in arguments:
-            raise
-        print(f"coincide: error: {_sentence(error)}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _sentence(error: Exception) -> str:
-    """Return what went wrong in one line."""
-    if isinstance(error, OSError) and error.strerror:
-        place = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror}{place}."
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 class _Parser(argparse.ArgumentParser):
     """A parser that says what is wrong in one line, like every other error."""
 
@@ -118,7 +53,8 @@ class _Parser(argparse.ArgumentParser):
 _Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
     debug = _Parser(add_help=False)
     # SUPPRESS, so that a command does not reset what was given before its name.
     debug.add_argument(

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from coincide.data import image_files
-from coincide.data.image_files import CHUNK, Item
-from coincide.data.image_listing import (
+from coincide.data.errors import SourceError, quoted
+from coincide.data.images import decoding
+from coincide.data.images.decoding import CHUNK, Item
+from coincide.data.images.listing import (
     UNKNOWN,
     Listing,
     canonical_split,
     check_only_split,
     choose_split,
 )
-from coincide.data.source import SourceError, quoted
 
 _UNLABELED = ("unlabeled", "unlabelled")
 # Of layouts that `datasets` reads.
@@ -129,7 +129,7 @@ class _Walk:
                     else:
                         self._visited.add(self._identity(entry))
                         folders.append(entry)
-                elif entry.suffix.lower() not in image_files.suffixes():
+                elif entry.suffix.lower() not in decoding.suffixes():
                     self._skip(entry, "not an image")
                 elif not entry.is_file():  # a pipe, or a link to nothing
                     self._skip(entry, "not a file")

@@ -22,8 +22,8 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from coincide.data.image_store import Decoded, ImageStore
-from coincide.data.source import Array, SourceError
+from coincide.data.errors import Array, SourceError
+from coincide.data.images.cache import Decoded, ImageStore
 
 CHUNK = 64  # images that a thread takes at once
 

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from coincide.data.source import Array, SourceError
+from coincide.data.errors import Array, SourceError
 
 LARGE = 2 << 30  # bytes; decoded images above this stay on disk
 
