@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from coincide.views.images import IMAGE_VIEWS, build_image_view, load_callable
+from coincide._names import load_function
+from coincide.views.images import IMAGE_VIEWS, build_image_view
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (1, 9, 14), (3, 70, 64)]
 KINDS_AND_SHAPES = [(kind, shape) for kind in ("auto", *IMAGE_VIEWS) for shape in SHAPES]
@@ -136,7 +137,7 @@ def test_a_view_shows_its_settings_and_can_be_sent_to_another_process():
         ("affine:", (1, 8, 8), "'module:function' or 'path.py:function'"),
         ("no_such_module:view", (1, 8, 8), "a module that can be imported"),
         ("no_such.module:view", (1, 8, 8), "a module that can be imported"),
-        ("no_such_file.py:view", (1, 8, 8), "a file that exists"),
+        ("no_such_file.py:view", (1, 8, 8), "a file that is there"),
         ("math:sqr", (1, 8, 8), "Did you mean 'sqrt'?"),
         ("math:pi", (1, 8, 8), "a function that math has"),
     ],
@@ -250,7 +251,7 @@ def test_a_function_of_the_users_is_a_view(own):
 
 
 def test_a_function_can_stand_in_an_installed_module():
-    assert load_callable("torch.nn.functional:relu", "kind", "build_image_view") is F.relu
+    assert load_function("torch.nn.functional:relu", "kind", "build_image_view") is F.relu
     images = images_of((1, 6, 6))
     same(build_image_view("torch.nn.functional:relu", (1, 6, 6))(images), images)
 

@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Collection
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+ImageShape: TypeAlias = tuple[int, int, int]
+"""Channels, height, width."""
 
-def parameter_message(name: str, owner: str, expected: str, got: object) -> str:
-    """Return the sentence, ``The 'name' parameter of owner must be ...``."""
-    return f"The {name!r} parameter of {owner} must be {expected}. Got {got!r} instead."
+
+def parameter_message(name: str, owner: str, expected: str, got: object, hint: str = "") -> str:
+    """Return the sentence, ``The 'name' parameter of owner must be ...``, and a hint after it."""
+    sentence = f"The {name!r} parameter of {owner} must be {expected}. Got {got!r} instead."
+    return f"{sentence} {hint}".rstrip()
 
 
 def check_real(
@@ -94,3 +99,14 @@ def find_device(name: str, owner: str) -> torch.device:
         expected = "'auto' or a device that is there, such as 'cpu' or 'cuda'"
         raise ValueError(parameter_message("device", owner, expected, name)) from error
     return device
+
+
+def check_image_shape(image_shape: object, owner: str) -> ImageShape:
+    """Return channels, height and width as a tuple of ints, or refuse them."""
+    if not isinstance(image_shape, tuple | list) or len(image_shape) != 3:
+        expected = "three integers: channels, height, width"
+        raise ValueError(parameter_message("image_shape", owner, expected, image_shape))
+    channels, height, width = (
+        check_integer(size, "image_shape", owner, low=1) for size in image_shape
+    )
+    return channels, height, width

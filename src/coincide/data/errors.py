@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
+
+from coincide._names import closest
 
 Array: TypeAlias = NDArray[Any]
 
@@ -32,6 +33,5 @@ def check_known(asked: Sequence[str], names: Sequence[str], where: str, what: st
     """Refuse a name that is not among ``names``, with the closest one that is."""
     for name in asked:
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"Did you mean {close[0]!r}?" if close else f"It has {quoted(names) or 'none'}."
+            hint = closest(name, names) or f"It has {quoted(names) or 'none'}."
             raise SourceError(f"{where} has no {what} {name!r}. {hint}")

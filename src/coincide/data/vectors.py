@@ -7,7 +7,6 @@ what cannot be clustered as it stands is refused in one sentence that says where
 
 from __future__ import annotations
 
-import difflib
 import tokenize
 import zipfile
 import zlib
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
 
+from coincide._names import closest
 from coincide.data import tables
 from coincide.data.errors import Array, SourceError, check_known, quoted
 
@@ -167,9 +167,8 @@ def _read_arrays(source: str | Path, label_column: str | None) -> tuple[Array, A
 def _checked_suffix(path: Path) -> str:
     """Return the suffix that says how to read ``path`` (a folder of parts is Parquet)."""
     if not path.exists():
-        close = difflib.get_close_matches(str(path), BUILT_IN, n=1)
-        hint = f" Did you mean the built-in source {close[0]!r}?" if close else ""
-        raise SourceError(f"The source {str(path)!r} does not exist.{hint}")
+        hint = closest(str(path), BUILT_IN, "the built-in source ")
+        raise SourceError(f"The source {str(path)!r} does not exist. {hint}".rstrip())
     if path.is_dir():
         if tables.parquet_parts(path):
             return ".parquet"
@@ -235,6 +234,7 @@ def _read_npz(path: Path, label_column: str | None) -> tuple[Array, Array | None
 
 
 def open_npz(path: Path) -> dict[str, Array]:
+    """Return the arrays of an archive by name; pickles are never opened."""
     try:
         if not zipfile.is_zipfile(path):  # of such a file np.load would say that it is pickled
             raise zipfile.BadZipFile("it is no zip archive")

@@ -10,7 +10,8 @@ from itertools import pairwise
 
 from torch import nn
 
-from coincide.networks.network import ImageShape, is_small
+from coincide._checks import ImageShape
+from coincide.networks.network import is_small
 
 
 def vgg4(image_shape: ImageShape) -> nn.Sequential:

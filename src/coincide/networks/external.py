@@ -7,22 +7,18 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import importlib.util
 import inspect
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from coincide._checks import parameter_message
-from coincide.networks.network import ImageShape
+from coincide._checks import ImageShape, parameter_message
+from coincide._names import closest, load_function
 
+OWNER = "build_image_network"
 PRETRAINED = "pretrained"
 
 
@@ -44,15 +40,7 @@ class Model:
 
 def unfit(kind: object, expected: str, why: str = "") -> ValueError:
     """Return the error of a network that cannot be built, ``why`` being a sentence of its own."""
-    sentence = parameter_message("kind", "build_image_network", expected, kind)
-    return ValueError(f"{sentence} {why}".rstrip())
-
-
-def closest(name: str, names: Iterable[str]) -> str:
-    """Return ``Did you mean 'x'?`` of the name most like the given one in any case, or nothing."""
-    written = {known.lower(): known for known in names}
-    close = difflib.get_close_matches(name.lower(), written, n=1)
-    return f"Did you mean {written[close[0]]!r}?" if close else ""
+    return ValueError(parameter_message("kind", OWNER, expected, kind, why))
 
 
 # -- A function of the user's
@@ -65,50 +53,12 @@ def user_network(kind: str, image_shape: ImageShape) -> nn.Module:
     images) that its parameters name, and returns a module from normalized images
     ``(n, C, H, W)`` to features. Importing it runs the code of its module.
     """
-    source, _, name = kind.rpartition(":")
-    module = _file(source, kind) if source.endswith(".py") else _module(source, kind)
-    function = getattr(module, name, None)
-    if not callable(function):
-        functions = (found for found, value in vars(module).items() if callable(value))
-        raise unfit(kind, f"a function that {source} has", closest(name, functions))
+    function = load_function(kind, "kind", OWNER, PACKAGES)
     network = function(**_arguments(function, kind, image_shape))
     if not isinstance(network, nn.Module):
         returned = f"It returned {type(network).__name__}."
         raise unfit(kind, "a function that returns a torch.nn.Module", returned)
     return network
-
-
-def _module(source: str, kind: str) -> ModuleType:
-    if not all(part.isidentifier() for part in source.split(".")):
-        raise unfit(kind, "'module:function' or 'path.py:function'")
-    try:
-        return importlib.import_module(source)
-    except ModuleNotFoundError as error:
-        # A module that the user's own lacks is no matter of how it was named.
-        if error.name is None or not f"{source}.".startswith(f"{error.name}."):
-            raise
-        why = f"No module is called {error.name!r}. {closest(source, PACKAGES)}"
-        if Path(f"{source}.py").is_file():
-            why = f"For the file here write '{source}.py:{kind.rpartition(':')[2]}'."
-        raise unfit(kind, "a function of a module that can be imported", why) from error
-
-
-def _file(source: str, kind: str) -> ModuleType:
-    path = Path(source)
-    if not path.is_file():
-        raise unfit(kind, "a function of a file that is there", f"There is no file {source}.")
-    # A name of its own: json.py must not take the place of the standard library's.
-    spec = importlib.util.spec_from_file_location(f"coincide_user_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look for their own module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[spec.name]
-        raise
-    return module
 
 
 def _arguments(

@@ -9,14 +9,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from coincide._checks import parameter_message
+from coincide._checks import ImageShape, check_image_shape, parameter_message
+from coincide._names import closest
 from coincide.networks.convolutional import small_conv, vgg4
-from coincide.networks.external import PACKAGES, closest, load_model, unfit, user_network
-from coincide.networks.network import ImageShape, Normalize, check_image_shape, check_images
+from coincide.networks.external import OWNER, PACKAGES, load_model, unfit, user_network
+from coincide.networks.network import Normalize, check_images
 from coincide.networks.resnet import ResNet18
 from coincide.networks.vectors import hidden_layers
-
-_OWNER = "build_image_network"
 
 
 def _linear(image_shape: ImageShape) -> nn.Module:
@@ -90,11 +89,11 @@ def build_image_network(
     >>> width == 512 * 3 * 3
     True
     """
-    image_shape = check_image_shape(image_shape, _OWNER)
+    image_shape = check_image_shape(image_shape, OWNER)
     normalize = Normalize(mean, std)
     if len(normalize.mean) != image_shape[0]:
         expected = f"as long as the images have channels, {image_shape[0]}"
-        raise ValueError(parameter_message("mean", _OWNER, expected, mean))
+        raise ValueError(parameter_message("mean", OWNER, expected, mean))
     normalization, network = _find_network(kind, image_shape, normalize)
     backbone = ImageBackbone(normalization.to(_device(network)), network)
     return backbone, _find_width(backbone, kind, image_shape)
@@ -107,7 +106,7 @@ def _find_network(
     if isinstance(kind, nn.Module):
         return normalize, copy.deepcopy(kind)
     if not isinstance(kind, str):
-        raise TypeError(parameter_message("kind", _OWNER, "a name or a torch.nn.Module", kind))
+        raise TypeError(parameter_message("kind", OWNER, "a name or a torch.nn.Module", kind))
     if kind in IMAGE_NETWORKS:
         return normalize, IMAGE_NETWORKS[kind](image_shape)
     if kind.partition(":")[0] in PACKAGES:

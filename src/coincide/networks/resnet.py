@@ -7,7 +7,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coincide.networks.network import ImageShape, is_small
+from coincide._checks import ImageShape
+from coincide.networks.network import is_small
 
 _CLASSIFIER = "fc."
 

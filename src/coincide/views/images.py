@@ -6,21 +6,15 @@ happens on the images' device, in batches.
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import importlib.util
 import math
-import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from types import ModuleType
-from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from coincide._checks import check_integer, parameter_message
+from coincide._checks import ImageShape, check_image_shape, parameter_message
+from coincide._names import closest, load_function
 from coincide.views.transforms import (
     Blur,
     ColorJitter,
@@ -34,8 +28,6 @@ from coincide.views.transforms import (
     Transform,
     Warp,
 )
-
-Shape: TypeAlias = tuple[int, int, int]
 
 _OWNER = "build_image_view"
 _LARGE = 64  # SimCLR blurs ImageNet's and STL-10's images, not CIFAR's
@@ -57,7 +49,7 @@ class ImageView:
     """
 
     kind: str
-    image_shape: Shape = field(repr=False)
+    image_shape: ImageShape = field(repr=False)
     transforms: tuple[Transform, ...]
 
     @torch.no_grad()
@@ -134,18 +126,18 @@ class UserView:
 # Kinds: from the shape of the images to their transforms
 
 
-def _none(shape: Shape) -> tuple[Transform, ...]:
+def _none(shape: ImageShape) -> tuple[Transform, ...]:
     """Leave the images as they are."""
     del shape
     return ()
 
 
-def _affine(shape: Shape) -> tuple[Transform, ...]:
+def _affine(shape: ImageShape) -> tuple[Transform, ...]:
     """Rotate, shift and scale: digits and other drawings, of any number of channels."""
     return (Warp(degrees=15, shift=0.1, scale=1.15, outside=_outside(shape)),)
 
 
-def _standard(shape: Shape) -> tuple[Transform, ...]:
+def _standard(shape: ImageShape) -> tuple[Transform, ...]:
     """Crop, mirror and jitter mildly: photographs."""
     return (
         _crop(shape, 0.5),
@@ -153,7 +145,7 @@ def _standard(shape: Shape) -> tuple[Transform, ...]:
     )
 
 
-def _paper(shape: Shape) -> tuple[Transform, ...]:
+def _paper(shape: ImageShape) -> tuple[Transform, ...]:
     """Change every image in one way, of several.
 
     The paper trains with «one augmentation per image» and lists none; the list is ours.
@@ -176,7 +168,7 @@ def _paper(shape: Shape) -> tuple[Transform, ...]:
     return (OneOf((*geometry, *jitter, *color)),)
 
 
-def _iic_grey(shape: Shape) -> tuple[Transform, ...]:
+def _iic_grey(shape: ImageShape) -> tuple[Transform, ...]:
     """Crop 16, 20 or 24 of 28 and rotate half by up to 25°: IIC's for MNIST (Ji et al. 2019).
 
     Crops are resized to the image's own size instead of 24, and measured by its sides.
@@ -187,7 +179,7 @@ def _iic_grey(shape: Shape) -> tuple[Transform, ...]:
     return (OneOf(tuple(Warp(degrees=t, area=a, outside=outside) for a in areas for t in turns)),)
 
 
-def _iic_color(shape: Shape) -> tuple[Transform, ...]:
+def _iic_color(shape: ImageShape) -> tuple[Transform, ...]:
     """Crop 20 of 32, mirror and jitter: IIC's for CIFAR (Ji et al. 2019).
 
     Its gray and Sobel images change the channels and come after every view alike, so that they
@@ -200,7 +192,7 @@ def _iic_color(shape: Shape) -> tuple[Transform, ...]:
     )
 
 
-def _simclr(shape: Shape) -> tuple[Transform, ...]:
+def _simclr(shape: ImageShape) -> tuple[Transform, ...]:
     """Crop, mirror, jitter and turn gray: SimCLR's, with SCAN's crops.
 
     Chen et al. 2020; Van Gansbeke et al. 2020. Of images of 64 pixels a side and more, half are
@@ -215,7 +207,7 @@ def _simclr(shape: Shape) -> tuple[Transform, ...]:
     return crop, jitter, Blur(kernel=side // 10 // 2 * 2 + 1, share=0.5)
 
 
-def _strong(shape: Shape) -> tuple[Transform, ...]:
+def _strong(shape: ImageShape) -> tuple[Transform, ...]:
     """Change the place and the intensities, each in one of RandAugment's ways, and cut a hole.
 
     Cubuk et al. 2020, DeVries & Taylor 2017. kornia's RandAugment draws one pair of changes for a
@@ -242,7 +234,7 @@ def _strong(shape: Shape) -> tuple[Transform, ...]:
     return OneOf(places), OneOf(intensities), hole
 
 
-def _crop(shape: Shape, smallest: float) -> Warp:
+def _crop(shape: ImageShape, smallest: float) -> Warp:
     """Cut out a share of the area, ``smallest`` or more; mirror half of the color images.
 
     Mirroring makes another sign of a digit or a letter.
@@ -251,12 +243,12 @@ def _crop(shape: Shape, smallest: float) -> Warp:
     return Warp(area=(smallest, 1.0), ratio=4 / 3, flip=flip, outside="reflection")
 
 
-def _outside(shape: Shape) -> Outside:
+def _outside(shape: ImageShape) -> Outside:
     """Take one channel for a drawing on its background, more for a photograph."""
     return "background" if shape[0] == 1 else "reflection"
 
 
-IMAGE_VIEWS: dict[str, Callable[[Shape], tuple[Transform, ...]]] = {
+IMAGE_VIEWS: dict[str, Callable[[ImageShape], tuple[Transform, ...]]] = {
     "none": _none,
     "affine": _affine,
     "standard": _standard,
@@ -270,7 +262,7 @@ IMAGE_VIEWS: dict[str, Callable[[Shape], tuple[Transform, ...]]] = {
 _ANY_CHANNELS = ("none", "affine", "iic-grey")
 
 
-def build_image_view(kind: str | Transform, image_shape: Shape) -> ImageView | UserView:
+def build_image_view(kind: str | Transform, image_shape: ImageShape) -> ImageView | UserView:
     """Return a view of images.
 
     Parameters
@@ -306,109 +298,36 @@ def build_image_view(kind: str | Transform, image_shape: Shape) -> ImageView | U
     >>> view(torch.rand(250, 1, 28, 28)).shape
     torch.Size([250, 1, 28, 28])
     """
-    shape = _check_shape(image_shape)
+    shape = check_image_shape(image_shape, _OWNER)
     if not isinstance(kind, str):
         if not callable(kind):
             raise TypeError(parameter_message("kind", _OWNER, "a name or a function", kind))
         return _user_view(getattr(kind, "__qualname__", repr(kind)), kind, shape)
     if ":" in kind:
-        return _user_view(kind, load_callable(kind, "kind", _OWNER), shape)
+        return _user_view(kind, load_function(kind, "kind", _OWNER), shape)
     if kind == "auto":
         kind = "standard" if shape[0] == 3 else "affine"
     _check_kind(kind, shape)
     return ImageView(kind, shape, IMAGE_VIEWS[kind](shape))
 
 
-def _check_shape(image_shape: object) -> Shape:
-    if not isinstance(image_shape, tuple | list | torch.Size) or len(image_shape) != 3:
-        expected = "three numbers: channels, height, width"
-        raise ValueError(parameter_message("image_shape", _OWNER, expected, image_shape))
-    channels, height, width = (
-        check_integer(size, "image_shape", _OWNER, low=1) for size in image_shape
-    )
-    return channels, height, width
-
-
-def _check_kind(kind: str, shape: Shape) -> None:
+def _check_kind(kind: str, shape: ImageShape) -> None:
     names = ("auto", *IMAGE_VIEWS)
     if kind not in IMAGE_VIEWS:
         listed = ", ".join(map(repr, names))
         expected = f"one of {listed}, or a function's place, 'module:function'"
-        message = parameter_message("kind", _OWNER, expected, kind)
-        raise ValueError(message + _closest(kind, names))
+        raise ValueError(parameter_message("kind", _OWNER, expected, kind, closest(kind, names)))
     if shape[0] not in (1, 3) and kind not in _ANY_CHANNELS:
         expected = ", ".join(map(repr, _ANY_CHANNELS))
-        raise ValueError(
-            parameter_message(
-                "kind", _OWNER, f"one of {expected} for images of {shape[0]} channels", kind
-            )
-            + " The others change colors, of one channel or three."
-        )
-
-
-def _closest(name: str, names: Collection[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+        expected = f"one of {expected} for images of {shape[0]} channels"
+        hint = "The others change colors, of one channel or three."
+        raise ValueError(parameter_message("kind", _OWNER, expected, kind, hint))
 
 
 # The user's own
 
 
-def load_callable(place: str, name: str, owner: str) -> Callable[..., Any]:
-    """Return a function by its place, running the module or the file it stands in.
-
-    Parameters
-    ----------
-    place : str
-        ``"module:function"`` of an installed module, or ``"path.py:function"`` of a file.
-    name, owner : str
-        The parameter that gave the place and what it belongs to, for the sentence of an error.
-
-    Raises
-    ------
-    ValueError
-        If there is no such module, file or function. What the module itself raises comes through.
-    """
-    source, _, function = place.rpartition(":")
-    if not source or not function:
-        expected = "a function's place, 'module:function' or 'path.py:function'"
-        raise ValueError(parameter_message(name, owner, expected, place))
-    module = _load_file(source, name, owner) if source.endswith(".py") else None
-    module = module or _load_module(source, name, owner)
-    found = getattr(module, function, None)
-    if not callable(found):
-        expected = f"a function that {source} has"
-        hint = _closest(function, [key for key, value in vars(module).items() if callable(value)])
-        raise ValueError(parameter_message(name, owner, expected, place) + hint)
-    return found  # type: ignore[no-any-return]  # its signature is the user's
-
-
-def _load_file(source: str, name: str, owner: str) -> ModuleType:
-    path = Path(source)
-    if not path.is_file():
-        raise ValueError(parameter_message(name, owner, "in a file that exists", source))
-    # Under a name of its own: a file called random.py must not become everybody's random.
-    spec = importlib.util.spec_from_file_location(f"coincide_user_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def _load_module(source: str, name: str, owner: str) -> ModuleType:
-    try:
-        return importlib.import_module(source)
-    except ModuleNotFoundError as missing:
-        # A module that exists and fails to import another has its own story to tell.
-        if missing.name is None or not f"{source}.".startswith(f"{missing.name}."):
-            raise
-        expected = "in a module that can be imported (for a file, write its path: 'file.py:name')"
-        raise ValueError(parameter_message(name, owner, expected, source)) from missing
-
-
-def _user_view(name: str, function: Transform, shape: Shape) -> UserView:
+def _user_view(name: str, function: Transform, shape: ImageShape) -> UserView:
     """Return the user's function as a view, after a dry run on random images."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         images = torch.rand(_DRY_RUN, *shape)

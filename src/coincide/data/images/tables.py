@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from coincide._names import closest
 from coincide.data.errors import SourceError, check_known, quoted
 from coincide.data.images.decoding import CHUNK, Item, first_line
 from coincide.data.images.listing import (
@@ -24,6 +24,7 @@ from coincide.data.images.listing import (
     choose_split,
     encode_labels,
 )
+from coincide.data.vectors import BUILT_IN
 
 # What `datasets` calls a set on the hub.
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -242,12 +243,11 @@ def list_hub(source: str | Path, split: str, label_column: str | None) -> Listin
     except (FileNotFoundError, ConnectionError) as error:
         reached = not isinstance(error, ConnectionError)
         hub = "has no such set" if reached else "cannot be reached"
-        close = difflib.get_close_matches(name, ["digits"])
-        hint = f" Did you mean the built-in source {close[0]!r}?" if close else ""
-        raise SourceError(
+        sentence = (
             f"{name!r} is no file or folder here, and the Hugging Face hub {hub}"
-            f" ({first_line(error)}).{hint}"
-        ) from error
+            f" ({first_line(error)}). {closest(name, BUILT_IN, 'the built-in source ')}"
+        )
+        raise SourceError(sentence.rstrip()) from error
     except Exception as error:  # an unknown split, several configurations, damaged files
         raise SourceError(f"The set {name!r} cannot be loaded ({first_line(error)}).") from error
     return _list_dataset(found, name.rpartition("/")[2], label_column)

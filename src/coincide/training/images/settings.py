@@ -15,9 +15,9 @@ from coincide._checks import (
     find_device,
     parameter_message,
 )
+from coincide._names import closest
 from coincide.data.images import ImageSource
 from coincide.methods import METHODS, UNKNOWN, Method
-from coincide.networks.external import closest
 from coincide.pseudolabels import OBJECTIVES
 from coincide.pseudolabels.kernels import choose_backend
 from coincide.training.config import OPTIMIZERS, PRECISIONS, SCHEDULES, ImageTrainingConfig
@@ -116,8 +116,8 @@ def check_config(config: ImageTrainingConfig, source: ImageSource) -> None:
         )
     if config.method not in METHODS:
         expected = f"one of {', '.join(map(repr, METHODS))}"
-        sentence = parameter_message("method", _OWNER, expected, config.method)
-        raise ValueError(f"{sentence} {closest(config.method, METHODS)}".rstrip())
+        hint = closest(config.method, METHODS)
+        raise ValueError(parameter_message("method", _OWNER, expected, config.method, hint))
     check_option(config.optimizer, "optimizer", _OWNER, OPTIMIZERS)
     check_option(config.schedule, "schedule", _OWNER, SCHEDULES)
     check_option(config.precision, "precision", _OWNER, PRECISIONS)
