@@ -167,7 +167,7 @@ def test_tuples_come_back_as_lists(tmp_path):
         ({"a": {1: 2}}, r"about\['a'\]"),
         ({"a": {1, 2}}, r"about\['a'\]"),
         ({"a": b"bytes"}, r"about\['a'\]"),
-        ({1: "a"}, "as about instead"),
+        ({1: "a"}, "keys of about must be strings"),
         ([1], "must be a dict"),
     ],
 )
@@ -459,7 +459,7 @@ def test_the_file_is_on_the_disk_before_its_name_and_its_name_before_others_go(t
     Checkpoints(two.folder, keep=2).save(3, STATE, {})
     assert done == [
         ("fsync", "file"),
-        ("replace", f".{name_of(3)}.part"),
+        ("replace", f".{name_of(3)}.{os.getpid()}.part"),
         ("fsync", "folder"),
         ("unlink", name_of(1)),
     ]

@@ -15,6 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
+from coincide._files import replacing
 from coincide.report import (
     figures,
     labels,
@@ -23,7 +24,6 @@ from coincide.report import (
     write_projection,
     write_report,
 )
-from coincide.report.run_folder import replacing
 from coincide.report.words import compact, decimal, seconds
 from report_runs import Page, blobs, full_metrics, write_run
 

@@ -35,7 +35,7 @@ from coincide._clustering_checks import (
     check_spread,
     check_weights,
 )
-from coincide._model_files import ModelError, as_json, load_model, save_model
+from coincide._files import ModelError, as_json, load_model, save_model
 from coincide.data.scaling import (
     ScaledRows,
     Scaling,

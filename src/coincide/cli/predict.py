@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from coincide._model_files import DESCRIPTION, load_description
+from coincide._files import DESCRIPTION, load_description
 from coincide.cli.cluster import read_vectors
 from coincide.cli.console import noted, print_notes, print_prediction, print_written
 from coincide.cli.run import (

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from coincide._checks import find_device
-from coincide._model_files import as_json
+from coincide._files import as_json
 from coincide.cli.console import (
     noted,
     print_candidates,

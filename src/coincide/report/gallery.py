@@ -21,8 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from coincide._checks import check_integer, parameter_message
+from coincide._files import replacing, write_text
 from coincide.report.labels import check_clusters
-from coincide.report.run_folder import GALLERY, SCHEMA, replacing, write_text
+from coincide.report.run_folder import GALLERY, SCHEMA
 
 IMAGES = "images.png"
 INDEX = "index.json"

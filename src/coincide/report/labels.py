@@ -19,7 +19,8 @@ import pyarrow.parquet
 from numpy.typing import ArrayLike, NDArray
 
 from coincide._checks import check_option
-from coincide.report.run_folder import LABELS_CSV, LABELS_PARQUET, replacing
+from coincide._files import replacing
+from coincide.report.run_folder import LABELS_CSV, LABELS_PARQUET
 
 PARQUET_FROM_ROWS = 1_000_000
 BLOCK_VALUES = 4_000_000  # numbers in memory at a time while writing

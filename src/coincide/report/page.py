@@ -16,6 +16,7 @@ from typing import Any
 
 import jinja2
 
+from coincide._files import write_text
 from coincide.report import figures
 from coincide.report.confusion import MAX_CLASSES, Confusion, read_confusion
 from coincide.report.figures import Plate
@@ -30,7 +31,6 @@ from coincide.report.run_folder import (
     part,
     read_metrics,
     records,
-    write_text,
 )
 from coincide.report.training import read_starts, training_plates
 from coincide.report.words import MISSING, compact, counted, decimal, seconds, share, whole

@@ -13,8 +13,9 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.decomposition import PCA
 
 from coincide._checks import check_integer
+from coincide._files import replacing
 from coincide.report.labels import check_clusters
-from coincide.report.run_folder import PROJECTION, replacing
+from coincide.report.run_folder import PROJECTION
 
 MAX_ROWS = 5_000
 

@@ -1,21 +1,17 @@
-"""The run folder: the names of its files, writing them whole or not at all, and its metrics.
-
-Every file is first written under a temporary name beside its own and then put in place with
-``os.replace``: whoever looks sees the old file or the new one, never half of one.
-"""
+"""The run folder: the names of its files, and its metrics."""
 
 from __future__ import annotations
 
 import json
 import math
 import numbers
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+
+from coincide._files import to_json, write_text
 
 LABELS_CSV = "labels.csv"
 LABELS_PARQUET = "labels.parquet"
@@ -27,33 +23,6 @@ GALLERY = "gallery"  # a folder
 SCHEMA = 1  # of metrics.json; a page that meets another number says so
 
 Kind = TypeVar("Kind", dict[str, Any], list[Any])
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``, and put it in place if the block ends well.
-
-    The folder is made if it is not there. On an error the temporary file is removed and whatever
-    was at ``path`` stays as it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> Path:
-    r"""Write ``text`` as UTF-8, whole or not at all.
-
-    File names with undecodable bytes reach Python as lone surrogates, which UTF-8 has no place
-    for. They become ``\udcXX``, which in JSON is the very escape that means them.
-    """
-    with replacing(path) as temporary:
-        temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
-    return path
 
 
 def write_metrics(folder: str | Path, metrics: Mapping[str, object]) -> Path:
@@ -93,7 +62,7 @@ def write_metrics(folder: str | Path, metrics: Mapping[str, object]) -> Path:
     }
     <BLANKLINE>
     """
-    plain = _plain(metrics, "metrics")
+    plain = to_json(metrics, "metrics", _plain)
     text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
     return write_text(Path(folder) / METRICS, text + "\n")
 
@@ -164,21 +133,14 @@ def _short(value: object) -> str:
 
 def _plain(value: object, where: str) -> object:
     """Return ``value`` in JSON's own types, or refuse it, naming the place."""
-    if isinstance(value, np.generic | np.ndarray):
-        value = value.tolist()
     if value is None or isinstance(value, str | int):
         return value
+    if isinstance(value, np.generic | np.ndarray):
+        return to_json(value.tolist(), where, _plain)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, list | tuple):
-        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise TypeError(f"The keys of {where} must be strings. Got {key!r} instead.")
-        return {key: _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
     raise TypeError(
         f"{where} must be a number, a string, a list or a dictionary to be written to {METRICS}."
         f" Got {type(value).__name__} instead."

@@ -8,11 +8,9 @@ numbers and text; nothing in it can run, and no name in it is ever a path.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
-import os
 import re
 import signal
 import threading
@@ -28,6 +26,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from coincide._checks import check_integer, parameter_message
+from coincide._files import replacing, to_json
 
 FORMAT = 1
 
@@ -110,10 +109,10 @@ class Checkpoints:
         data = _packed(tensors, about)
         path = self.folder / f"checkpoint-{number:06d}.safetensors"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             for stale in self.folder.glob(".checkpoint-*.part"):
                 stale.unlink(missing_ok=True)
-            _write(path, data)
+            with replacing(path, durable=True) as temporary:
+                temporary.write_bytes(data)
             for old in self._newest_first()[self.keep :]:
                 if old != path:  # numbers above it may be left from before a step back
                     old.unlink(missing_ok=True)
@@ -179,7 +178,7 @@ def _packed(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
     if not isinstance(about, Mapping):
         raise TypeError(parameter_message("about", "Checkpoints.save", "a dict", about))
     held = {_STATE + name: _plain(name, tensor) for name, tensor in tensors.items()}
-    document = {"format": FORMAT, "about": _encoded(dict(about))}
+    document = {"format": FORMAT, "about": to_json(about, "about", _encoded)}
     held[_ABOUT] = _as_tensor(json.dumps(document, allow_nan=False).encode())
     held[_SUM] = _as_tensor(_checksum(held))
     data: bytes = save(held)
@@ -243,7 +242,7 @@ def _as_bytes(tensor: Tensor) -> bytes:
     return tensor.numpy().tobytes()
 
 
-def _encoded(value: object, where: str = "about") -> object:
+def _encoded(value: object, where: str) -> object:
     """Return what JSON can hold, from which :func:`_decoded` makes the value again."""
     if isinstance(value, float) and not math.isfinite(value):
         return f"{_MARK}{float(value)}"
@@ -251,10 +250,6 @@ def _encoded(value: object, where: str = "about") -> object:
         return _MARK + value
     if value is None or isinstance(value, str | int | float):
         return value
-    if isinstance(value, list | tuple):
-        return [_encoded(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _encoded(item, f"{where}[{key!r}]") for key, item in value.items()}
     raise TypeError(
         "The 'about' parameter of Checkpoints.save must hold None, bools, ints, floats, strings,"
         f" lists and dicts with string keys. Got {value!r} as {where} instead."
@@ -270,28 +265,6 @@ def _decoded(value: Any) -> Any:
         rest = value.removeprefix(_MARK)
         return rest if rest.startswith(_MARK) else float(rest)
     return value
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Put the data on the disk under another name, then give it its own: all of it or nothing."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    # The new name as well, before any older file goes. Windows and some network disks cannot.
-    with contextlib.suppress(OSError):
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 class StopRequest:

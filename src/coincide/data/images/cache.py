@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from coincide._files import replacing, write_text
 from coincide.data.errors import Array, SourceError
 
 LARGE = 2 << 30  # bytes; decoded images above this stay on disk
@@ -43,12 +44,6 @@ class Decoded:
     images: Array
     reasons: dict[int, str] = field(default_factory=dict)
     note: str = ""
-
-
-def cache_folder() -> Path:
-    """Return ``$XDG_CACHE_HOME/coincide``, or ``~/.cache/coincide``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "coincide"
 
 
 def fingerprint(files: Sequence[Path], options: object) -> str:
@@ -125,24 +120,18 @@ class ImageStore:
         if self._folder is None:
             return decoded
         try:
+            images = self._path(".npy")
             if self._written is None:
-                self._folder.mkdir(parents=True, exist_ok=True)
-                with _part(self._folder) as file:
-                    self._written = Path(file.name)
+                with replacing(images) as temporary, temporary.open("wb") as file:
                     np.save(file, decoded.images, allow_pickle=False)
-            size = self._written.stat().st_size
-            self._written.replace(self._path(".npy"))
-            with _part(self._folder) as file:
-                self._written = Path(file.name)
-                file.write(json.dumps(_entry(decoded, size)).encode())
-            self._written.replace(self._path(".json"))
+            else:
+                self._written.replace(images)
+            write_text(self._path(".json"), json.dumps(_entry(decoded, images.stat().st_size)))
         except OSError as error:
-            if self._written is not None:
-                self._written.unlink(missing_ok=True)
+            self.discard()
             why = f"The decoded images could not be cached in {self._folder} ({error.strerror})."
             return replace(decoded, note=f"{decoded.note} {why}".strip())
-        finally:
-            self._written = None
+        self._written = None
         return decoded
 
     def _path(self, suffix: str) -> Path:
@@ -180,20 +169,14 @@ class ImageStore:
         if self._folder is None:
             return tempfile.TemporaryFile()
         self._folder.mkdir(parents=True, exist_ok=True)
-        file = _part(self._folder)
-        self._written = Path(file.name)
-        return file
+        self._written = self._path(f".{os.getpid()}.part")  # its name is given when it is complete
+        return self._written.open("w+b")
 
     def discard(self) -> None:
         """Delete a large file that was collected but not saved."""
         if self._written is not None:
             self._written.unlink(missing_ok=True)
             self._written = None
-
-
-def _part(folder: Path) -> IO[bytes]:
-    """Open a new file that gets its name when it is complete."""
-    return tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False)
 
 
 def _write_header(file: IO[bytes], rows: int, shape: tuple[int, ...]) -> None:

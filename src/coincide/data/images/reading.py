@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from platformdirs import user_cache_path
 from torch import Tensor
 
 from coincide._checks import check_integer, parameter_message
 from coincide.data.errors import Array, SourceError
 from coincide.data.images import folders, tables
 from coincide.data.images.arrays import Pixels, read_pixels
-from coincide.data.images.cache import Decoded, ImageStore, cache_folder, fingerprint
+from coincide.data.images.cache import Decoded, ImageStore, fingerprint
 from coincide.data.images.decoding import CHUNK, Item, Size, decode_images
 from coincide.data.images.listing import Listing, encode_labels
 
@@ -93,8 +94,8 @@ def read_images(
     channels : {1, 3}, optional
         Grey or RGB. By default grey if all images are.
     cache : bool, str or Path, optional
-        Where decoded images are kept for the next time: a folder; by default
-        ``$XDG_CACHE_HOME/coincide`` or ``~/.cache/coincide``; False to keep none.
+        Where decoded images are kept for the next time: a folder; by default that of the system's
+        caches, such as ``~/.cache/coincide``; False to keep none.
     progress : callable, optional
         Called with the number of images decoded and of all.
 
@@ -176,7 +177,9 @@ def _list_pixels(pixels: Pixels) -> Listing:
 def _store(listing: Listing, options: object, cache: bool | str | Path | None) -> ImageStore:
     if cache is False or listing.files is None:
         return ImageStore()
-    folder = cache_folder() if cache is None or cache is True else Path(cache).expanduser()
+    folder = user_cache_path("coincide", appauthor=False)
+    if isinstance(cache, str | Path):
+        folder = Path(cache).expanduser()
     return ImageStore(folder, fingerprint(listing.files, (len(listing.ids), options)))
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from coincide._checks import find_device, parameter_message
-from coincide._model_files import ModelError, as_json, load_model, save_model
+from coincide._files import ModelError, as_json, load_model, save_model
 from coincide.data.errors import Array
 from coincide.data.images import ImageRows
 from coincide.networks import IMAGE_NETWORKS, Network, build_image_network, linear_head
