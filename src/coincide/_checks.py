@@ -10,11 +10,17 @@ import numbers
 from collections.abc import Collection
 from typing import TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 ImageShape: TypeAlias = tuple[int, int, int]
 """Channels, height, width."""
+
+Vector: TypeAlias = NDArray[np.float64]
+
+UNKNOWN = -1  # the class of a row that nobody has labeled
 
 
 def parameter_message(name: str, owner: str, expected: str, got: object, hint: str = "") -> str:
@@ -24,7 +30,13 @@ def parameter_message(name: str, owner: str, expected: str, got: object, hint: s
 
 
 def check_real(
-    value: object, name: str, owner: str, *, low: float = 0.0, open_low: bool = False
+    value: object,
+    name: str,
+    owner: str,
+    *,
+    low: float = 0.0,
+    open_low: bool = False,
+    below: float | None = None,
 ) -> float:
     """Return ``value`` as a float, or refuse it: a finite number at or above ``low``."""
     expected = f"a finite number {'>' if open_low else '>='} {low:g}"
@@ -33,6 +45,8 @@ def check_real(
     number = float(value)
     if not (low < number < float("inf") or (number == low and not open_low)):
         raise ValueError(parameter_message(name, owner, expected, value))
+    if below is not None and number >= below:
+        raise ValueError(parameter_message(name, owner, f"a number below {below:g}", value))
     return number
 
 
@@ -86,6 +100,52 @@ def check_probability_rows(rows: Tensor, name: str, owner: str) -> None:
         f" (non-negative, summing to 1). Row {row} {found}"
         f" ({int(bad.sum())} of {len(flat)} rows are not probabilities)."
     )
+
+
+def real_tensor(value: object, name: str, owner: str) -> Tensor:
+    """Return a floating tensor that carries no graph; lists and NumPy arrays become one."""
+    if isinstance(value, Tensor):
+        tensor = value.detach()
+    else:
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiu":
+            expected = "an array of real numbers"
+            raise TypeError(parameter_message(name, owner, expected, str(array.dtype)))
+        tensor = torch.as_tensor(array)
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(
+            parameter_message(name, owner, "an array of real numbers", str(tensor.dtype))
+        )
+    return tensor if tensor.is_floating_point() else tensor.double()
+
+
+def check_prior(prior: object, n_classes: int, owner: str) -> Vector:
+    """Return the prior as float64, uniform by default, or refuse what is no distribution."""
+    if prior is None:
+        return np.full(n_classes, 1 / n_classes)
+    vector = real_tensor(prior, "prior", owner).cpu()
+    if vector.shape != (n_classes,):
+        expected = f"of shape ({n_classes},), one entry a class"
+        raise ValueError(parameter_message("prior", owner, expected, tuple(vector.shape)))
+    check_probability_rows(vector[None], "prior", owner)
+    double: Vector = vector.double().numpy()
+    return np.asarray(double / double.sum())
+
+
+def check_weights(
+    weights: object, n_rows: int, owner: str, device: torch.device | str = "cpu"
+) -> Tensor | None:
+    """Return row weights as float64, or refuse negative, non-finite or all-zero ones."""
+    if weights is None:
+        return None
+    vector = real_tensor(weights, "sample_weight", owner).double()
+    if vector.shape != (n_rows,):
+        expected = f"of shape ({n_rows},), one weight a row"
+        raise ValueError(parameter_message("sample_weight", owner, expected, tuple(vector.shape)))
+    if not bool((torch.isfinite(vector) & (vector >= 0)).all()) or not bool(vector.any()):
+        expected = "finite, non-negative and not all zero"
+        raise ValueError(f"The 'sample_weight' parameter of {owner} must be {expected}.")
+    return vector.to(device)
 
 
 def find_device(name: str, owner: str) -> torch.device:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,36 +26,22 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from coincide._checks import find_device
-from coincide._clustering_checks import (
-    OWNER,
-    check_network,
-    check_parameters,
-    check_rows,
-    check_spread,
-    check_weights,
-)
+from coincide._checks import check_prior, find_device
+from coincide._constraints import OWNER, check_parameters, check_rows, row_weights
 from coincide._files import ModelError, as_json, load_model, save_model
-from coincide.data.scaling import (
-    ScaledRows,
-    Scaling,
-    fit_scaling,
-    read_rows,
-    row_blocks,
-)
+from coincide.data.scaling import ScaledRows, Scaling, fit_scaling, read_rows, row_blocks
 from coincide.methods import CollisionMethod
-from coincide.networks import build_network, start_from_centers
+from coincide.networks import build_network, check_network, start_from_centers
 from coincide.pseudolabels.kernels import choose_backend
 from coincide.pseudolabels.problem import Certificate
-from coincide.pseudolabels.solve import check_prior
-from coincide.training.collapse import signs_of_collapse
+from coincide.training.collapse import signs_of_collapse, sums_of_predictions
 from coincide.training.config import TrainingConfig
 from coincide.training.history import EpochRecord
 from coincide.training.loop import Data, Trainer
+from coincide.training.starts import seeded
 from coincide.views.vectors import VectorView
 
 __all__ = ["ClusteringWarning", "CollisionClustering", "ModelError"]
-
 
 _LABEL_TOL = 0.05  # of a batch's pseudo-labels; a hundredth of it for the reported objective
 _STARTED_ROWS = 20_000  # that K-means sees
@@ -122,10 +108,8 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     objective_, gap_ : float
         The objective of the chosen restart under its best labels, on up to 2,500 rows, and the
         certified gap to the optimum of those labels.
-    restarts_ : list of dict
-        ``seed`` and ``objective`` of each restart.
-    history_ : list of dict
-        The epochs of the chosen restart.
+    restarts_, history_ : list of dict
+        ``seed`` and ``objective`` of each restart; the epochs of the chosen one.
     n_iter_ : int
         Its number of epochs.
     converged_ : bool
@@ -197,21 +181,14 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.callback = callback
 
     def fit(self, X: ArrayLike, y: None = None, sample_weight: ArrayLike | None = None) -> Self:
-        """Cluster the rows of ``X``.
+        """Cluster the rows of ``X``; return the estimator.
 
         Parameters
         ----------
         X : array of shape (n_rows, n_features)
             Any real dtype, finite; a memory map is read batch by batch when it is large.
-        y : None
-            Ignored.
         sample_weight : array of shape (n_rows,), optional
             Non-negative; rows of weight 0 play no part in training.
-
-        Returns
-        -------
-        CollisionClustering
-            Itself, fitted.
 
         Raises
         ------
@@ -220,20 +197,18 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             clusters.
         """
         del y
-        config = check_parameters(self)
+        config = check_parameters(self.get_params(deep=False))
         features = validate_data(self, X, dtype="numeric", ensure_min_samples=1)
-        weights = check_weights(sample_weight, len(features))
+        weights = row_weights(sample_weight, len(features))
         used = features if weights is None else features[weights > 0]
         kept = None if weights is None else weights[weights > 0]
-        check_rows(used, self.n_clusters)
         # A stream that partial_fit began has a network of its own, now replaced.
         self.__dict__.pop("_trainer", None)
         self.device_ = find_device(self.device, OWNER)
         self.scaling_ = fit_scaling(used, self.scaling, kept)
-        check_spread(self.scaling_)
+        check_rows(used, self.scaling_, self.n_clusters)
         rows = ScaledRows(used, self.scaling_, self.device_)
-        row_weights = None if kept is None else torch.from_numpy(kept).float().to(self.device_)
-        self._choose(rows, row_weights, config, self._seeds(rows))
+        self._choose(rows, self._on_device(kept), config, self._seeds(rows))
         self._describe(features)
         return self
 
@@ -247,28 +222,20 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : array of shape (n_rows, n_features)
-        y : None
-            Ignored.
         sample_weight : array of shape (n_rows,), optional
-
-        Returns
-        -------
-        CollisionClustering
-            Itself.
         """
         del y
-        config = check_parameters(self)
+        config = check_parameters(self.get_params(deep=False))
         first = not hasattr(self, "network_")
         features = validate_data(self, X, dtype="numeric", reset=first)
-        weights = check_weights(sample_weight, len(features))
+        weights = row_weights(sample_weight, len(features))
         chunk = fit_scaling(features, self.scaling, weights)
         if first:
-            check_rows(features, self.n_clusters)
-            check_spread(chunk)
+            check_rows(features, chunk, self.n_clusters)
             self.device_ = find_device(self.device, OWNER)
             self.scaling_ = chunk
             seed = int(check_random_state(self.random_state).randint(2**31))
-            with _seeded(seed, self.device_):
+            with seeded(seed, self.device_):
                 rows = ScaledRows(features, chunk, self.device_)
                 self.network_ = self._start_network(rows, 0)
             self.n_iter_, self.history_ = 0, []
@@ -278,14 +245,11 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         if not hasattr(self, "_trainer"):
             self._generator = torch.Generator().manual_seed(self._seeds(rows)[0])
             self._trainer = self._new_trainer(self.network_, config, len(features), self._generator)
-        row_weights = (
-            None if weights is None else torch.from_numpy(weights).float().to(self.device_)
-        )
         seed = int(torch.randint(2**31, (), generator=self._generator))
-        with _seeded(seed, self.device_):
-            record = self._trainer.run_epoch(Data(rows, weights=row_weights))
-        seen = {"loss": record.loss, "live_clusters": record.live_clusters}
-        self.history_.append({"epoch": self.n_iter_, **seen})
+        with seeded(seed, self.device_):
+            record = self._trainer.run_epoch(Data(rows, weights=self._on_device(weights)))
+        told = {"loss": record.loss, "live_clusters": record.live_clusters}
+        self.history_.append({"epoch": self.n_iter_, **told})
         self.n_iter_ += 1
         self.labels_ = self.predict(features)
         return self
@@ -314,8 +278,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         parameters = self.get_params(deep=False)
         parameters.pop("callback")
         tensors = {f"network.{name}": t for name, t in self.network_.state_dict().items()}
-        tensors |= {"scaling.mean": self.scaling_.mean, "scaling.spread": self.scaling_.spread}
-        tensors["scaling.mass"] = torch.tensor(self.scaling_.mass, dtype=torch.float64)
+        tensors |= {f"scaling.{name}": t for name, t in self.scaling_.tensors().items()}
         fitted = {name: getattr(self, name) for name in _SAVED if hasattr(self, name)}
         description = {"parameters": as_json(parameters), "fitted": as_json(fitted)}
         save_model(Path(folder), tensors, description)
@@ -345,12 +308,8 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             for name, value in fitted.items():
                 if name in _SAVED:
                     setattr(model, name, np.asarray(value) if name == "mean_label_" else value)
-            model.scaling_ = Scaling(
-                model.scaling,
-                tensors.pop("scaling.mean"),
-                tensors.pop("scaling.spread"),
-                float(tensors.pop("scaling.mass")),
-            )
+            stored = {name: tensors.pop(f"scaling.{name}") for name in ("mean", "spread", "mass")}
+            model.scaling_ = Scaling.from_tensors(model.scaling, stored)
             model.device_ = find_device(model.device, OWNER)
             module = model._fresh_network(model.n_features_in_)
             state = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
@@ -360,6 +319,9 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         model.network_ = module.to(model.device_).eval()
         return model
 
+    def _on_device(self, weights: NDArray[np.float64] | None) -> Tensor | None:
+        return None if weights is None else torch.from_numpy(weights).float().to(self.device_)
+
     def _choose(
         self, rows: ScaledRows, weights: Tensor | None, config: TrainingConfig, seeds: list[int]
     ) -> None:
@@ -367,13 +329,12 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         best: Certificate | None = None
         self.restarts_ = []
         for number, seed in enumerate(seeds):
-            with _seeded(seed, self.device_):
+            with seeded(seed, self.device_):
                 network = self._start_network(rows, seed)
                 generator = torch.Generator().manual_seed(seed)
                 trainer = self._new_trainer(network, config, len(rows), generator, len(seeds))
-                records = trainer.fit(
-                    Data(rows, weights=weights), on_epoch=self._reporter(number, len(seeds))
-                )
+                tell = partial(self._tell, number, len(seeds))
+                records = trainer.fit(Data(rows, weights=weights), on_epoch=tell)
             certificate = self._judge(network.eval(), rows, weights)
             self.restarts_.append({"seed": seed, "objective": certificate.objective})
             # A restart that diverged has NaN, which loses every comparison.
@@ -390,11 +351,9 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.n_iter_ = len(self.history_)
         self.converged_ = bool(self.history_[-1]["changed"] <= _RESTLESS)
 
-    def _reporter(self, number: int, count: int) -> Callable[[EpochRecord], None] | None:
-        callback = self.callback
-        if callback is None:
-            return None
-        return lambda record: callback({"restart": number, "n_restarts": count, **asdict(record)})
+    def _tell(self, restart: int, n_restarts: int, record: EpochRecord) -> None:
+        if self.callback is not None:
+            self.callback({"restart": restart, "n_restarts": n_restarts, **asdict(record)})
 
     def _judge(self, network: nn.Module, rows: ScaledRows, weights: Tensor | None) -> Certificate:
         """Return the objective on the same rows for every restart."""
@@ -412,11 +371,10 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         network = self._fresh_network(width).to(self.device_)
         if self.init == "k-means" and isinstance(network, nn.Linear):
             some = torch.randperm(len(rows))[:_STARTED_ROWS]
-            centers = KMeans(self.n_clusters, n_init=1, random_state=seed).fit(
-                rows[some].cpu().numpy()
-            )
-            start_from_centers(network, torch.from_numpy(centers.cluster_centers_))
-        check_network(network, rows[slice(0, 2)], self.n_clusters)
+            means = KMeans(self.n_clusters, n_init=1, random_state=seed)
+            means.fit(rows[some].cpu().numpy())
+            start_from_centers(network, torch.from_numpy(means.cluster_centers_))
+        check_network(network, rows[slice(0, 2)], self.n_clusters, OWNER)
         return network
 
     def _fresh_network(self, n_features: int) -> nn.Module:
@@ -434,8 +392,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     ) -> Trainer:
         view = VectorView(self.view_dropout, self.view_noise)
         n_solves = n_restarts * config.epochs(n_rows) * config.steps_per_epoch(n_rows)
-        batch = min(config.batch_size, n_rows)
-        method = self._method(batch, n_solves)
+        method = self._method(min(config.batch_size, n_rows), n_solves)
         return Trainer(network, method, view, config, generator=generator)
 
     def _method(self, n_rows: int, n_solves: int = 1) -> CollisionMethod:
@@ -451,14 +408,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
 
     def _describe(self, features: NDArray[Any]) -> None:
         """Set the training rows' labels and say in plain words what looks wrong."""
-        sums, squares = np.zeros(self.n_clusters), np.zeros((self.n_clusters, self.n_clusters))
-        labels = []
-        for logits in self._logits(features):
-            probs = torch.softmax(logits, 1).double()
-            labels.append(logits.argmax(1).cpu().numpy())
-            sums += probs.sum(0).cpu().numpy()
-            squares += (probs.T @ probs).cpu().numpy()
-        self.labels_ = np.concatenate(labels)
+        self.labels_, sums, squares = sums_of_predictions(self._logits(features))
         self.mean_label_ = sums / len(features)
         sizes = np.bincount(self.labels_, minlength=self.n_clusters)
         prior = check_prior(self.prior, self.n_clusters, OWNER)
@@ -490,19 +440,11 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         """Return one seed a restart."""
         fitting = _ENTRIES_PER_RESTART // (len(rows) * self.n_clusters)
         count = min(_MOST_RESTARTS, max(1, fitting)) if self.n_init == "auto" else int(self.n_init)
-        drawn = check_random_state(self.random_state).randint(2**31, size=count)
-        return [int(seed) for seed in drawn]
+        drawn: list[int] = check_random_state(self.random_state).randint(2**31, size=count).tolist()
+        return drawn
 
 
 _SAVED = (
     *("n_features_in_", "objective_", "gap_", "converged_", "n_iter_", "history_", "restarts_"),
     "mean_label_",
 )
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators inside the block and leave them as they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

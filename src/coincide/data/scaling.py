@@ -54,6 +54,16 @@ class Scaling:
         unit = centered / torch.where(length > 0, length, 1.0)
         return (unit * math.sqrt(rows.shape[1])).float()
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what a saved model keeps beside the kind."""
+        mass = torch.tensor(self.mass, dtype=torch.float64)
+        return {"mean": self.mean, "spread": self.spread, "mass": mass}
+
+    @classmethod
+    def from_tensors(cls, kind: str, tensors: dict[str, Tensor]) -> Scaling:
+        """Return the scaling that :meth:`tensors` was of."""
+        return cls(kind, tensors["mean"], tensors["spread"], float(tensors["mass"]))
+
     def merge(self, other: Scaling) -> Scaling:
         """Return the scaling of both sets of rows together."""
         mass = self.mass + other.mass

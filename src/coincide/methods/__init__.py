@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from coincide._checks import UNKNOWN
 from coincide.methods.collision import CollisionMethod
 from coincide.methods.iic import IIC
 from coincide.methods.imsat import IMSAT
-from coincide.methods.method import UNKNOWN, AllRows, Batch, Method, Outcome
+from coincide.methods.method import AllRows, Batch, Method, Outcome
 from coincide.methods.mi import MutualInformation
 from coincide.methods.miadm import MIADM
 from coincide.methods.scan import SCAN

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from coincide._checks import check_integer, check_option
+from coincide._checks import UNKNOWN, check_integer, check_option
 from coincide.losses import collision_cross_entropy
-from coincide.methods.method import UNKNOWN, AllRows, Batch, Method, Outcome, weighted_mean
+from coincide.methods.method import AllRows, Batch, Method, Outcome, weighted_mean
 from coincide.methods.neighbors import mine_neighbors
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Certificate

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from coincide.pseudolabels.kernels.shared_rows import Sums
 
-UNKNOWN = -1  # the class of a row that nobody has labeled
-
 
 @dataclass(frozen=True)
 class Batch:

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from coincide._checks import check_integer, check_real, parameter_message
+from coincide._checks import check_integer, check_prior, check_real, parameter_message
 from coincide.losses.collision import weighted_logsumexp
 from coincide.methods.method import Batch, Method, Outcome, weighted_mean
 from coincide.pseudolabels.objectives import Vector
-from coincide.pseudolabels.solve import check_prior
 
 
 @dataclass

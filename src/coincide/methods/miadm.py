@@ -21,13 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coincide._checks import check_integer, check_option, check_real
+from coincide._checks import check_integer, check_option, check_prior, check_real
 from coincide.methods.method import Batch, Method, Outcome, weighted_mean
 from coincide.pseudolabels import ClosedForm, PseudoLabels, solve_pseudo_labels
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Problem
 from coincide.pseudolabels.rules import RuleState
-from coincide.pseudolabels.solve import check_prior
 
 _LABELS = ("sweep", "exact")
 

@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coincide._checks import check_integer, check_real, parameter_message
+from coincide._checks import UNKNOWN, check_integer, check_real, parameter_message
 from coincide.losses import collision_cross_entropy, entropy
 from coincide.methods.method import (
-    UNKNOWN,
     AllRows,
     Batch,
     Method,

@@ -19,11 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coincide._checks import check_integer, check_real
-from coincide.methods.method import UNKNOWN, AllRows, Batch, Method, Outcome, weighted_mean
+from coincide._checks import UNKNOWN, check_integer, check_prior, check_real
+from coincide.methods.method import AllRows, Batch, Method, Outcome, weighted_mean
 from coincide.pseudolabels import Sinkhorn, solve_pseudo_labels
 from coincide.pseudolabels.objectives import Vector
-from coincide.pseudolabels.solve import check_prior
 
 
 @dataclass

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from coincide.networks.images import IMAGE_NETWORKS, build_image_network
 from coincide.networks.network import Network, Normalize, linear_head, parameter_groups
-from coincide.networks.vectors import NETWORKS, build_network, start_from_centers
+from coincide.networks.vectors import NETWORKS, build_network, check_network, start_from_centers
 
 __all__ = [
     "IMAGE_NETWORKS",
@@ -19,6 +19,7 @@ __all__ = [
     "Normalize",
     "build_image_network",
     "build_network",
+    "check_network",
     "linear_head",
     "parameter_groups",
     "start_from_centers",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from coincide._checks import parameter_message
+
 NETWORKS = ("linear", "mlp")
 
 _HIDDEN = 256
@@ -52,3 +54,16 @@ def start_from_centers(head: nn.Linear, centers: Tensor) -> None:
         length = torch.linalg.vector_norm(centers, dim=1, keepdim=True)
         head.weight.copy_(centers / torch.where(length > 0, length, 1.0))
         head.bias.zero_()
+
+
+def check_network(network: nn.Module, some_rows: Tensor, n_clusters: int, owner: str) -> None:
+    """Refuse a network that does not turn these rows into one logit for each cluster."""
+    expected = f"a module that takes rows of {some_rows.shape[1]} features"
+    try:
+        with torch.no_grad():
+            shape = tuple(network.eval()(some_rows).shape)
+    except RuntimeError as error:
+        raise ValueError(parameter_message("network", owner, expected, str(error))) from error
+    if shape != (len(some_rows), n_clusters):
+        expected = f"a module with {n_clusters} logits a row, one for each cluster"
+        raise ValueError(parameter_message("network", owner, expected, f"output {shape}"))

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from coincide._checks import UNKNOWN
 from coincide.pseudolabels.kernels.shared_rows import Sums
 from coincide.pseudolabels.objectives import OBJECTIVES, ForwardKL, Vector
 from coincide.pseudolabels.problem import Problem
-
-UNKNOWN = -1
 
 
 @dataclass(frozen=True)

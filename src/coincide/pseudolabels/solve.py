@@ -18,11 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coincide._checks import (
+    UNKNOWN,
     check_integer,
     check_option,
+    check_prior,
     check_probability_rows,
     check_real,
+    check_weights,
     parameter_message,
+    real_tensor,
 )
 from coincide.pseudolabels.accelerated_em import AcceleratedEM
 from coincide.pseudolabels.active_set import ActiveSet
@@ -33,7 +37,7 @@ from coincide.pseudolabels.kernels import choose_backend, pays_apart, weighted_s
 from coincide.pseudolabels.objectives import OBJECTIVES, Vector
 from coincide.pseudolabels.problem import Certificate
 from coincide.pseudolabels.projected_gradient import ProjectedGradient
-from coincide.pseudolabels.reduction import UNKNOWN, Reduction, reduce_problem
+from coincide.pseudolabels.reduction import Reduction, reduce_problem
 from coincide.pseudolabels.rules import ClosedForm, Sinkhorn
 from coincide.pseudolabels.solver import Outcome, Solver, run_solver
 
@@ -173,7 +177,7 @@ def solve_pseudo_labels(
         objective=objective,
         backend=choose_backend(work.numel(), work.device),
         known=_check_known(known, n_rows, n_classes, work.device),
-        weights=_check_weights(sample_weight, n_rows, work.device),
+        weights=check_weights(sample_weight, n_rows, _OWNER, work.device),
         guess=init.multipliers if isinstance(init, PseudoLabels) else None,
         precision=torch.float64,
     )
@@ -251,22 +255,9 @@ def _automatic(objective: str, n_classes: int, n_rows: float) -> str:
     return "active-set" if collision else "interior-point"
 
 
-def check_prior(prior: object, n_classes: int, owner: str) -> Vector:
-    """Return the prior as float64, uniform by default, or refuse what is no distribution."""
-    if prior is None:
-        return np.full(n_classes, 1 / n_classes)
-    vector = _real_tensor(prior, "prior", owner).cpu()
-    if vector.shape != (n_classes,):
-        expected = f"of shape ({n_classes},), one entry a class"
-        raise ValueError(parameter_message("prior", owner, expected, tuple(vector.shape)))
-    check_probability_rows(vector[None], "prior", owner)
-    double: Vector = vector.double().numpy()
-    return np.asarray(double / double.sum())
-
-
 def _check_predictions(probs: object) -> Tensor:
     """Return predictions as a detached tensor of shape (M, K), or refuse them by row."""
-    rows = _real_tensor(probs, "probs", _OWNER)
+    rows = real_tensor(probs, "probs", _OWNER)
     if rows.ndim != 2:
         expected = "of shape (n_rows, n_classes)"
         raise ValueError(parameter_message("probs", _OWNER, expected, tuple(rows.shape)))
@@ -299,44 +290,13 @@ def _check_known(known: object, n_rows: int, n_classes: int, device: torch.devic
     return None if bool((ids == UNKNOWN).all()) else ids.long().to(device)
 
 
-def _check_weights(weights: object, n_rows: int, device: torch.device) -> Tensor | None:
-    """Return row weights as float64, or refuse negative, non-finite or all-zero ones."""
-    if weights is None:
-        return None
-    vector = _real_tensor(weights, "sample_weight", _OWNER).double()
-    if vector.shape != (n_rows,):
-        expected = f"of shape ({n_rows},), one weight a row"
-        raise ValueError(parameter_message("sample_weight", _OWNER, expected, tuple(vector.shape)))
-    if not bool((torch.isfinite(vector) & (vector >= 0)).all()) or not bool(vector.any()):
-        expected = "finite, non-negative and not all zero"
-        raise ValueError(f"The 'sample_weight' parameter of {_OWNER} must be {expected}.")
-    return vector.to(device)
-
-
 def _check_init(init: object, rows: Tensor) -> Tensor | None:
     """Return the labels to start from as float64 on the device of the predictions."""
     if init is None:
         return None
-    labels = _real_tensor(init.labels if isinstance(init, PseudoLabels) else init, "init", _OWNER)
+    labels = real_tensor(init.labels if isinstance(init, PseudoLabels) else init, "init", _OWNER)
     if labels.shape != rows.shape:
         expected = f"of the shape of probs, {tuple(rows.shape)}"
         raise ValueError(parameter_message("init", _OWNER, expected, tuple(labels.shape)))
     check_probability_rows(labels, "init", _OWNER)
     return labels.to(rows.device, torch.float64)
-
-
-def _real_tensor(value: object, name: str, owner: str) -> Tensor:
-    """Return a floating tensor that carries no graph; lists and NumPy arrays become one."""
-    if isinstance(value, Tensor):
-        tensor = value.detach()
-    else:
-        array = np.asarray(value)
-        if array.dtype.kind not in "fiu":
-            expected = "an array of real numbers"
-            raise TypeError(parameter_message(name, owner, expected, str(array.dtype)))
-        tensor = torch.as_tensor(array)
-    if tensor.is_complex() or tensor.dtype == torch.bool:
-        raise TypeError(
-            parameter_message(name, owner, "an array of real numbers", str(tensor.dtype))
-        )
-    return tensor if tensor.is_floating_point() else tensor.double()

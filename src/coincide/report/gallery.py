@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from coincide._checks import check_integer, parameter_message
+from coincide._checks import UNKNOWN, check_integer, parameter_message
 from coincide._files import replacing, write_text
 from coincide.report.labels import check_clusters
 from coincide.report.run_folder import GALLERY, SCHEMA
@@ -31,7 +31,6 @@ MAX_SIDE, SMALL_SIDE = 64, 32  # pixels
 FEW = 4  # images of a cluster, before they are made smaller than MAX_SIDE
 # Bytes of all pixels before compression: in base64 they still fit a page of 10 MB.
 BUDGET = 6_200_000
-UNKNOWN = -1
 
 _OWNER = "write_gallery"
 

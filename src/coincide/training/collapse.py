@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 _SHARED = 0.9  # cosine between the probabilities of two clusters
 _UNMOVED = 0.98  # last loss relative to the first
@@ -79,6 +81,21 @@ def signs_of_collapse(
             f" {np.log(len(sizes)):.3f}. {advice.stuck}"
         )
     return signs
+
+
+def sums_of_predictions(
+    blocks: Iterable[Tensor],
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return the clusters of rows from their logits, ``Σ_i σ_i`` and ``Σ_i σ_i σ_iᵀ``."""
+    clusters: list[NDArray[np.int64]] = []
+    sums: NDArray[np.float64] = np.zeros(())
+    products: NDArray[np.float64] = np.zeros(())
+    for logits in blocks:
+        probs = torch.softmax(logits, 1).double()
+        clusters.append(logits.argmax(1).cpu().numpy())
+        sums = sums + probs.sum(0).cpu().numpy()
+        products = products + (probs.T @ probs).cpu().numpy()
+    return np.concatenate(clusters), sums, products
 
 
 def _listed(items: Sequence[object] | NDArray[np.int64]) -> str:

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from coincide.methods.method import UNKNOWN, Batch, Method, Outcome
+from coincide._checks import UNKNOWN
+from coincide.methods.method import Batch, Method, Outcome
 from coincide.networks import parameter_groups
 from coincide.training.config import TrainingConfig
 from coincide.training.history import EpochRecord, StepRecord

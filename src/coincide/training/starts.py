@@ -167,8 +167,7 @@ class Starts:
     def _start(self, seed: int) -> _Start:
         """Return the start of a seed, built when it is first wanted."""
         if seed not in self._starts:
-            with torch.random.fork_rng(devices=self._devices()):
-                torch.manual_seed(seed)
+            with seeded(seed, self._device):
                 trainer = self._build(seed)
                 self._starts[seed] = _Start(trainer, self._random_states())
         return self._starts[seed]
@@ -249,6 +248,14 @@ class Starts:
             start.random = [own.pop(f"random.{n}") for n in range(1 + len(self._devices()))]
             start.diverged = seed in about["diverged"]
             start.trainer.restore(own, about["starts"][str(seed)])
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators inside the block and leave them as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def _is_finite(module: nn.Module) -> bool:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from coincide._checks import UNKNOWN
 from coincide.data.errors import SourceError, quoted
 from coincide.data.images import decoding
 from coincide.data.images.decoding import CHUNK, Item
 from coincide.data.images.listing import (
-    UNKNOWN,
     Listing,
     canonical_split,
     check_only_split,

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from coincide._checks import UNKNOWN
 from coincide.data.errors import Array, SourceError, quoted
 from coincide.data.images.decoding import Chunks
-
-UNKNOWN = -1  # the class of an image that nobody has labeled
 
 _SPLIT_WORDS = {
     "train": ("train", "training"),

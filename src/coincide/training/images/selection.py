@@ -18,7 +18,7 @@ from torch import Tensor
 
 from coincide._checks import check_integer, parameter_message
 from coincide.data.images import ImageSource
-from coincide.metrics import adjusted_rand_index
+from coincide.metrics import ari_of_table, contingency_table
 from coincide.training.config import ImageTrainingConfig
 from coincide.training.images.run import ImageTraining
 from coincide.training.images.settings import check_config, fill_in
@@ -159,7 +159,8 @@ def _judge(
     agreement = np.ones((count, count))
     for a in range(count):
         for b in range(a):
-            agreement[a, b] = agreement[b, a] = adjusted_rand_index(clusterings[a], clusterings[b])
+            table = contingency_table(clusterings[a], clusterings[b])
+            agreement[a, b] = agreement[b, a] = ari_of_table(table)
     of_each = (agreement.sum(1) - 1) / (count - 1)
     return Candidate(
         n_clusters=config.n_clusters,

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from coincide._checks import (
+    UNKNOWN,
     check_integer,
     check_option,
     check_real,
@@ -17,7 +18,7 @@ from coincide._checks import (
 )
 from coincide._names import closest
 from coincide.data.images import ImageSource
-from coincide.methods import METHODS, UNKNOWN, Method
+from coincide.methods import METHODS, Method
 from coincide.pseudolabels import OBJECTIVES
 from coincide.pseudolabels.kernels import choose_backend
 from coincide.training.config import OPTIMIZERS, PRECISIONS, SCHEDULES, ImageTrainingConfig
