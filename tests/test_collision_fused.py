@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from coincide import _compiled_rows
-from coincide._compiled_rows import compiled
+from coincide import _threads
+from coincide._threads import compiled
 from coincide.losses import (
     CollisionCrossEntropyLoss,
     collision_cross_entropy,
@@ -46,9 +46,9 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.fixture
 def three_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "_COMPILED_FROM", 1)
-    monkeypatch.setattr(_compiled_rows, "_ENTRIES_PER_THREAD", 2)
+    monkeypatch.setattr(_threads, "_ENTRIES_PER_THREAD", 2)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(_threads, "_cores", lambda: 3)
 
 
 def problem(

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from coincide._checks import check_prior, find_device
 from coincide._constraints import OWNER, check_parameters, check_rows, row_weights
 from coincide._files import ModelError, as_json, load_model, save_model
+from coincide._threads import every_pool_for, threads_for
 from coincide.data.scaling import ScaledRows, Scaling, fit_scaling, read_rows, row_blocks
 from coincide.methods import CollisionMethod
 from coincide.networks import build_network, check_network, start_from_centers
@@ -205,11 +206,12 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         # A stream that partial_fit began has a network of its own, now replaced.
         self.__dict__.pop("_trainer", None)
         self.device_ = find_device(self.device, OWNER)
-        self.scaling_ = fit_scaling(used, self.scaling, kept)
-        check_rows(used, self.scaling_, self.n_clusters)
-        rows = ScaledRows(used, self.scaling_, self.device_)
-        self._choose(rows, self._on_device(kept), config, self._seeds(rows))
-        self._describe(features)
+        with threads_for(used.size):
+            self.scaling_ = fit_scaling(used, self.scaling, kept)
+            check_rows(used, self.scaling_, self.n_clusters)
+            rows = ScaledRows(used, self.scaling_, self.device_)
+            self._choose(rows, self._on_device(kept), config, self._seeds(rows))
+            self._describe(features)
         return self
 
     def partial_fit(
@@ -246,7 +248,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             self._generator = torch.Generator().manual_seed(self._seeds(rows)[0])
             self._trainer = self._new_trainer(self.network_, config, len(features), self._generator)
         seed = int(torch.randint(2**31, (), generator=self._generator))
-        with seeded(seed, self.device_):
+        with seeded(seed, self.device_), threads_for(features.size):
             record = self._trainer.run_epoch(Data(rows, weights=self._on_device(weights)))
         told = {"loss": record.loss, "live_clusters": record.live_clusters}
         self.history_.append({"epoch": self.n_iter_, **told})
@@ -372,7 +374,9 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         if self.init == "k-means" and isinstance(network, nn.Linear):
             some = torch.randperm(len(rows))[:_STARTED_ROWS]
             means = KMeans(self.n_clusters, n_init=1, random_state=seed)
-            means.fit(rows[some].cpu().numpy())
+            seen = rows[some].cpu().numpy()
+            with every_pool_for(seen.size):
+                means.fit(seen)
             start_from_centers(network, torch.from_numpy(means.cluster_centers_))
         check_network(network, rows[slice(0, 2)], self.n_clusters, OWNER)
         return network
@@ -434,7 +438,8 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     def _by_block(self, X: ArrayLike, of_logits: Callable[[Tensor], Tensor]) -> NDArray[Any]:
         check_is_fitted(self, "network_")
         features = validate_data(self, X, dtype="numeric", reset=False)
-        return np.concatenate([of_logits(z).cpu().numpy() for z in self._logits(features)])
+        with threads_for(features.size):
+            return np.concatenate([of_logits(z).cpu().numpy() for z in self._logits(features)])
 
     def _seeds(self, rows: ScaledRows) -> list[int]:
         """Return one seed a restart."""

@@ -13,6 +13,7 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
 from coincide._checks import check_integer
+from coincide._threads import every_pool_for
 from coincide.cli.console import (
     noted,
     print_notes,
@@ -194,5 +195,7 @@ def _kmeans(source: Source, model: CollisionClustering, seed: int) -> dict[str, 
         # Fewer distinct points than clusters: the scores show it.
         warnings.simplefilter("ignore", ConvergenceWarning)
         kmeans = KMeans(model.n_clusters, n_init=len(model.restarts_), random_state=seed)
-        clusters = kmeans.fit_predict(np.asarray(source.features, np.float32))
+        features = np.asarray(source.features, np.float32)
+        with every_pool_for(features.size):
+            clusters = kmeans.fit_predict(features)
     return {"kmeans": {**score_clustering(source.labels, clusters), **timings}}

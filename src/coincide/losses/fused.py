@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from coincide._threads import threads_for
+
 # Entries from which compiled code pays for the half second that it takes to load, in a training
 # of a thousand steps.
 _COMPILED_FROM = 100_000
@@ -65,6 +67,11 @@ class FusedLogCollision(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, probs: Tensor, dtype: torch.dtype) -> Tensor:
         """Keep three numbers a row, not one for each class: the exponentials are taken again."""
+        with threads_for(logits.numel()):
+            return FusedLogCollision._forward(ctx, logits, probs, dtype)
+
+    @staticmethod
+    def _forward(ctx: Any, logits: Tensor, probs: Tensor, dtype: torch.dtype) -> Tensor:
         shift, total, collision = _collide(logits, probs, dtype)
         ctx.save_for_backward(logits, probs, shift, total, collision)
         value: Tensor = (collision / total).log_().squeeze(1)
@@ -79,16 +86,21 @@ class FusedLogCollision(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         """Return the gradient in the logits; composed if that is to be differentiated again."""
+        with threads_for(ctx.saved_tensors[0].numel()):
+            return FusedLogCollision._backward(ctx, grad_outputs[0]), None, None
+
+    @staticmethod
+    def _backward(ctx: Any, grad_output: Tensor) -> Tensor:
         logits, probs, shift, total, collision = ctx.saved_tensors
-        scale = grad_outputs[0].unsqueeze(1)
+        scale = grad_output.unsqueeze(1)
         if is_differentiated_again(scale):
-            return composed_gradient(scale, logits, probs, total.dtype), None, None
+            return composed_gradient(scale, logits, probs, total.dtype)
         gradient = _differentiate(logits, probs, shift, scale / total, scale / collision)
         if ctx.weak is not None:
             of_weak = _log_gradient(*_rows(ctx.weak, logits, probs), total.dtype, -1)
             of_weak *= scale.squeeze(1)[ctx.weak].unsqueeze(-1)
             gradient.movedim(1, -1)[ctx.weak] = of_weak.to(gradient.dtype)
-        return gradient, None, None
+        return gradient
 
 
 def is_differentiated_again(gradient: Tensor) -> bool:

@@ -20,7 +20,7 @@ from numba.extending import overload
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coincide._compiled_rows import BlockedRows, compiled
+from coincide._threads import BlockedRows, compiled
 
 Array = NDArray[Any]
 

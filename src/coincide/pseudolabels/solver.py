@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from coincide.pseudolabels.kernels.blas import one_blas_thread
+from coincide._threads import one_blas_thread, threads_for
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Certificate, Problem, certify
 
@@ -120,7 +120,7 @@ def run_solver(
         admissible = problem.admissible(labels)
         best.offer(problem, admissible, certify(problem, admissible))
     n_iter = 0
-    with one_blas_thread(len(problem.prior)):
+    with threads_for(problem.probs.numel()), one_blas_thread():
         state: State = solver.start(problem, labels, tol)
         if solver.estimates_gap and state.expected_gap <= tol:
             best.take(problem, state)
@@ -145,7 +145,7 @@ def run_uncertified(solver: Solver, problem: Problem, *, tol: float, max_iter: i
     It saves the passes that a certificate takes: for labels inside a training step.
     """
     n_iter = 0
-    with one_blas_thread(len(problem.prior)):
+    with threads_for(problem.probs.numel()), one_blas_thread():
         state: State = solver.start(problem, None, tol)
         expects = solver.estimates_gap and state.expected_gap <= tol
         while not expects and not state.stalled and n_iter < max_iter:

@@ -7,7 +7,7 @@ trainer can be stopped after any step and taken up again from its state, bit for
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coincide._checks import UNKNOWN
+from coincide._threads import network_entries, threads_for
 from coincide.methods.method import Batch, Method, Outcome
 from coincide.networks import parameter_groups
 from coincide.training.config import TrainingConfig
@@ -74,6 +75,8 @@ class Trainer:
         Draws the order of the rows.
     ranks : Ranks, optional
         The processes that share every batch.
+    row_shape : sequence of int
+        Of an input that is an image; it decides how many threads a step is worth.
 
     Attributes
     ----------
@@ -95,6 +98,7 @@ class Trainer:
         *,
         generator: torch.Generator,
         ranks: Ranks = ALONE,
+        row_shape: Sequence[int] = (),
     ) -> None:
         self.network = network
         self.method = method
@@ -107,6 +111,7 @@ class Trainer:
         self._half = config.precision == "bfloat16"
         self._generator = generator
         self._ranks = ranks
+        self._row_shape = tuple(row_shape)
         self._optimizer = build_optimizer(network, config)
         self._rates = [group["lr"] for group in self._optimizer.param_groups]
         self._under_way: _Epoch | None = None
@@ -135,9 +140,12 @@ class Trainer:
             that can be taken up again.
         """
         n_epochs = self.config.epochs(len(data.rows))
+        n_rows = min(self.config.batch_size, len(data.rows))
+        entries = network_entries(self.network, (n_rows, *self._row_shape))
         for epoch in range(self.epoch, n_epochs if until is None else min(until, n_epochs)):
             per_epoch = self.config.steps_per_epoch(len(data.rows))
-            record = self.run_epoch(data, epoch * per_epoch, n_epochs * per_epoch, on_step)
+            with threads_for(entries):
+                record = self.run_epoch(data, epoch * per_epoch, n_epochs * per_epoch, on_step)
             if on_epoch is not None:
                 on_epoch(record)
         return self.records

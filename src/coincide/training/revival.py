@@ -20,6 +20,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
+from coincide._threads import every_pool_for
 from coincide.methods.method import AllRows
 from coincide.training.ranks import ALONE, Ranks
 
@@ -116,7 +117,8 @@ def _cut(features: Tensor) -> Tensor:
     rows = features.double().numpy()
     if np.ptp(rows, 0).max() == 0:
         return torch.zeros(rows.shape[1] + 1, dtype=torch.float64)
-    first, second = KMeans(2, n_init=_TRIES, random_state=0).fit(rows).cluster_centers_
+    with every_pool_for(rows.size):
+        first, second = KMeans(2, n_init=_TRIES, random_state=0).fit(rows).cluster_centers_
     along = (second - first) / np.square(second - first).sum()
     return torch.from_numpy(np.append(along, -along @ (first + second) / 2))
 

@@ -7,6 +7,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from coincide._threads import network_entries, threads_for
+
 _PREDICTED_ROWS = 1000
 
 
@@ -56,10 +58,12 @@ class PredictedRows:
         training = self._network.training
         self._network.eval()
         blocks = []
-        for start in range(0, len(self._rows if numbers is None else numbers), _PREDICTED_ROWS):
+        n_rows = len(self._rows if numbers is None else numbers)
+        for start in range(0, n_rows, _PREDICTED_ROWS):
             block = slice(start, start + _PREDICTED_ROWS)
             rows = self._rows[block if numbers is None else numbers[block]]
-            with torch.autocast(rows.device.type, torch.bfloat16, enabled=self._half):
+            half = torch.autocast(rows.device.type, torch.bfloat16, enabled=self._half)
+            with threads_for(network_entries(self._network, rows.shape)), half:
                 blocks.append(part(rows).float().cpu())
         self._network.train(training)
         return torch.cat(blocks)

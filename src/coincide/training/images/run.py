@@ -236,7 +236,15 @@ class ImageTraining:
         if config.compile:
             network.backbone.compile()
         generator = torch.Generator().manual_seed(seed)
-        return Trainer(network, method, self._view, config, generator=generator, ranks=self.ranks)
+        return Trainer(
+            network,
+            method,
+            self._view,
+            config,
+            generator=generator,
+            ranks=self.ranks,
+            row_shape=self.image_shape,
+        )
 
     def _look(self, starts: Starts) -> list[str]:
         """Return the signs of collapse in the start under way, of kinds not met before."""
