@@ -1,19 +1,24 @@
 """The estimator: scikit-learn's manners, what a fit promises, and what it finds."""
 
+import pickle
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sklearn.base import clone
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits, make_blobs
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import adjusted_rand_score
 from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
 from coincide import solve_pseudo_labels
-from coincide.cluster import CollisionClustering
+from coincide.cluster import ClusteringWarning, CollisionClustering, ModelError
 from coincide.data import scaling as scaling_module
 from coincide.metrics import clustering_accuracy
 from quick_fits import QUICK, D, K, X, Y, fitted
@@ -315,3 +320,368 @@ def test_a_memory_map_read_batch_by_batch_gives_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(scaling_module, "_KEPT_ENTRIES", 10)
     model = fitted(np.load(tmp_path / "x.npy", mmap_mode="r"))
     np.testing.assert_allclose(model.predict_proba(X), expected, atol=1e-4)
+
+
+# Streams
+
+
+def chunks(count=30, rows=100):
+    generator = np.random.default_rng(0)
+    for _ in range(count):
+        yield X[generator.integers(len(X), size=rows)]
+
+
+def test_a_stream_finds_the_blobs():
+    model = CollisionClustering(**QUICK)
+    for number, chunk in enumerate(chunks()):
+        assert model.partial_fit(chunk) is model
+        assert model.n_iter_ == len(model.history_) == number + 1
+        np.testing.assert_array_equal(model.labels_, model.predict(chunk))
+    assert adjusted_rand_score(Y, model.predict(X)) > 0.95
+
+
+def test_a_stream_repeats_by_its_random_state():
+    first, second = CollisionClustering(**QUICK), CollisionClustering(**QUICK)
+    for chunk in chunks(4):
+        first.partial_fit(chunk)
+    torch.rand(7)  # what others draw must not matter
+    for chunk in chunks(4):
+        second.partial_fit(chunk)
+    np.testing.assert_array_equal(first.predict_proba(X), second.predict_proba(X))
+
+
+def test_the_scaling_of_a_stream_is_that_of_all_its_rows():
+    model = CollisionClustering(**{**QUICK, "scaling": "standard"})
+    for part in np.array_split(np.sort(X, axis=0), 4):
+        model.partial_fit(part)
+    np.testing.assert_allclose(model.scaling_.mean, X.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(model.scaling_.spread, X.std(0), rtol=1e-5)
+
+
+def test_a_stream_keeps_its_width():
+    model = CollisionClustering(**QUICK).partial_fit(X)
+    with pytest.raises(ValueError, match="4 features"):
+        model.partial_fit(X[:, :4])
+
+
+def test_later_chunks_may_be_small_and_constant():
+    model = CollisionClustering(**QUICK).partial_fit(X)
+    assert model.partial_fit(X[:1]).labels_.shape == (1,)
+
+
+def test_a_stream_goes_on_after_a_fit():
+    """On the fitted network: as good as before, and moved."""
+    model = CollisionClustering(**QUICK).partial_fit(X[:100]).fit(X)
+    before = model.predict_proba(X)
+    model.partial_fit(X)
+    after = model.predict_proba(X)
+    assert model.n_iter_ == QUICK["max_epochs"] + 1
+    assert np.abs(after - before).max() > 0
+    np.testing.assert_array_equal(after.argmax(1), before.argmax(1))
+
+
+def test_a_stream_goes_on_after_loading(model, tmp_path):
+    model.save(tmp_path)
+    loaded = CollisionClustering.load(tmp_path)
+    before = loaded.predict(X)
+    loaded.partial_fit(X[:50] + 1)
+    assert loaded.n_iter_ == model.n_iter_ + 1
+    np.testing.assert_array_equal(loaded.predict(X), before)
+    # Weighed by the 300 rows that came before.
+    expected = (X.sum(0) + (X[:50] + 1).sum(0)) / 350
+    np.testing.assert_allclose(loaded.scaling_.mean, expected, rtol=1e-5)
+
+
+def test_fit_starts_anew(model):
+    again = CollisionClustering(**QUICK).partial_fit(X).fit(X)
+    np.testing.assert_array_equal(again.predict_proba(X), model.predict_proba(X))
+
+
+def test_pickle_and_clone(model):
+    stream = CollisionClustering(**QUICK).partial_fit(X)
+    for one in (model, stream):
+        copied = pickle.loads(pickle.dumps(one))
+        np.testing.assert_array_equal(copied.predict_proba(X), one.predict_proba(X))
+    assert not hasattr(clone(model), "network_")
+
+
+# Saving and loading
+
+
+def own_network():
+    return nn.Sequential(nn.Linear(D, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, K))
+
+
+@pytest.mark.parametrize("network", ["linear", "mlp", "own"])
+@pytest.mark.parametrize("scaling", ["unit-norm", "none"])
+def test_a_saved_model_predicts_the_same(tmp_path, network, scaling):
+    own = network == "own"
+    changes = {"prior": np.full(K, 1 / K), "n_clusters": np.int64(K), "fairness": np.float32(50)}
+    model = fitted(network=own_network() if own else network, scaling=scaling, **changes)
+    model.save(tmp_path / "deep" / "run")
+    loaded = CollisionClustering.load(
+        tmp_path / "deep" / "run", network=own_network() if own else None
+    )
+    np.testing.assert_array_equal(loaded.predict_proba(X), model.predict_proba(X))
+    np.testing.assert_array_equal(loaded.predict(X), model.labels_)
+    assert loaded.score(X) == model.score(X)
+    for name in ("objective_", "gap_", "n_iter_", "history_", "restarts_", "n_features_in_"):
+        assert getattr(loaded, name) == getattr(model, name)
+    np.testing.assert_array_equal(loaded.mean_label_, model.mean_label_)
+    loaded.save(tmp_path / "again")
+    assert {path.name for path in (tmp_path / "again").iterdir()} == {
+        "model.json",
+        "model.safetensors",
+    }
+
+
+def test_both_files_can_be_read_by_the_same_people(model, tmp_path):
+    model.save(tmp_path)
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
+def test_an_own_network_is_asked_for(tmp_path):
+    fitted(network=own_network()).save(tmp_path)
+    with pytest.raises(ModelError, match="network="):
+        CollisionClustering.load(tmp_path)
+    with pytest.raises(ModelError, match="does not hold a model that fits"):
+        CollisionClustering.load(tmp_path, network=nn.Linear(D, K))
+
+
+def test_a_model_that_cannot_be_described_leaves_the_earlier_one(model, tmp_path):
+    model.save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    other = fitted(random_state=5)
+    other.history_[0]["loss"] = float("nan")
+    with pytest.raises(ValueError, match="JSON"):
+        other.save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+class Malicious:
+    def __reduce__(self):
+        return Path("executed").touch, ()
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", pickle.dumps(Malicious()), "half", None])
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
+def test_damaged_files_are_refused(model, tmp_path, monkeypatch, name, content):
+    monkeypatch.chdir(tmp_path)
+    model.save(tmp_path)
+    path = tmp_path / name
+    whole = path.read_bytes()
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
+    with pytest.raises(ModelError, match=re.escape(name)):
+        CollisionClustering.load(tmp_path)
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        '{"format": 99}',
+        '{"format": 1}',
+        '{"format": 1, "parameters": {}, "fitted": {}}',
+        '{"format": 1, "parameters": {"unknown": 1, "network": "linear"}, "fitted": {}}',
+        '{"format": 1, "parameters": [], "fitted": []}',
+    ],
+)
+def test_other_descriptions_are_refused(model, tmp_path, text):
+    model.save(tmp_path)
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(ModelError):
+        CollisionClustering.load(tmp_path)
+
+
+def test_weights_of_another_model_are_refused(model, tmp_path):
+    model.save(tmp_path / "one")
+    fitted(X[:, :4]).save(tmp_path / "two")
+    other = (tmp_path / "two" / "model.safetensors").read_bytes()
+    (tmp_path / "one" / "model.safetensors").write_bytes(other)
+    with pytest.raises(ModelError, match="does not hold a model that fits"):
+        CollisionClustering.load(tmp_path / "one")
+
+
+def test_a_folder_that_is_none(tmp_path):
+    with pytest.raises(ModelError, match="absent"):
+        CollisionClustering.load(tmp_path / "absent")
+
+
+# Warnings
+
+
+def caught(features, **changes):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        CollisionClustering(**{**QUICK, **changes}).fit(features)
+    return found
+
+
+def test_a_good_fit_warns_of_nothing():
+    assert [str(w.message) for w in caught(X, max_epochs=80)] == []
+
+
+def test_uniform_predictions_are_told():
+    """Weight decay that no loss can withstand."""
+    found = caught(X, weight_decay=30.0, learning_rate=0.01, max_epochs=100)
+    stuck = [w for w in found if "The loss did not fall" in str(w.message)]
+    assert [w.category for w in stuck] == [ClusteringWarning]
+    assert Path(stuck[0].filename) == Path(__file__)
+
+
+def test_a_network_that_did_not_learn_is_told():
+    assert any(w.category is ClusteringWarning for w in caught(X, learning_rate=1e-6))
+
+
+def test_empty_clusters_are_told():
+    """Without fairness nothing keeps a cluster alive."""
+    found = [w for w in caught(X, fairness=0.0, n_clusters=8) if "are empty" in str(w.message)]
+    assert [w.category for w in found] == [ClusteringWarning]
+    assert re.search(r"[1-7] of 8 clusters are empty", str(found[0].message))
+
+
+def test_a_cluster_that_the_prior_forbids_is_not_missed():
+    told = [str(w.message) for w in caught(X, prior=[0.5, 0.5, 0.0])]
+    assert not any("are empty" in message for message in told)
+
+
+def test_shared_rows_are_told():
+    """Two tight blobs leave nothing to tell eight clusters apart by."""
+    features, _ = make_blobs(200, n_features=4, centers=2, cluster_std=0.01, random_state=0)
+    found = [w for w in caught(features, n_clusters=8) if "share their rows" in str(w.message)]
+    assert [w.category for w in found] == [ClusteringWarning]
+    assert re.search(r"\d and \d", str(found[0].message))
+
+
+def test_restless_rows_are_told():
+    noise = np.random.default_rng(0).normal(size=(400, 20))
+    unrest = {"n_clusters": 10, "max_epochs": 2, "batch_size": 40, "learning_rate": 3.0}
+    found = [w for w in caught(noise, **unrest) if w.category is ConvergenceWarning]
+    assert len(found) == 1
+    assert "still changed cluster" in str(found[0].message)
+    with pytest.warns(ConvergenceWarning):
+        assert not fitted(noise, **unrest).converged_
+
+
+# Bad input, each with its sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("n_clusters", 1, "an integer >= 2. Got 1"),
+        ("n_clusters", 2.5, "an integer >= 2. Got 2.5"),
+        ("n_clusters", True, "an integer >= 2. Got True"),
+        ("objective", "ce", "'cce+', 'cce'"),
+        ("solver", "newton", "'auto', 'active-set', 'interior-point'"),
+        ("solver", 3, "'interior-point'"),
+        ("fairness", -1.0, "a finite number >= 0. Got -1.0"),
+        ("fairness", float("nan"), "a finite number >= 0. Got nan"),
+        ("fairness", "much", "a finite number >= 0. Got 'much'"),
+        ("prior", [0.5, 0.5], "of shape (3,)"),
+        ("prior", [0.5, 0.6, 0.1], "sums to 1.2"),
+        ("prior", [1.5, -0.5, 0.0], "negative"),
+        ("network", "vgg", "one of 'linear', 'mlp'. Got 'vgg'"),
+        ("network", nn.Linear(D, 4), "3 logits a row"),
+        ("network", nn.Linear(4, K), "rows of 5 features"),
+        ("init", "zeros", "one of 'random', 'k-means'. Got 'zeros'"),
+        ("scaling", "minmax", "one of 'unit-norm', 'standard', 'none'. Got 'minmax'"),
+        ("n_init", 0, "an integer >= 1. Got 0"),
+        ("n_init", "some", "an integer >= 1. Got 'some'"),
+        ("max_epochs", 0, "an integer >= 1. Got 0"),
+        ("batch_size", 1, "an integer >= 2. Got 1"),
+        ("learning_rate", 0.0, "a finite number > 0. Got 0.0"),
+        ("learning_rate", float("inf"), "a finite number > 0. Got inf"),
+        ("momentum", -0.1, "a finite number >= 0. Got -0.1"),
+        ("momentum", 1.0, "a number below 1. Got 1.0"),
+        ("weight_decay", -1, "a finite number >= 0. Got -1"),
+        ("view_dropout", 1.0, "a number below 1. Got 1.0"),
+        ("view_dropout", -0.1, "a finite number >= 0. Got -0.1"),
+        ("view_noise", -0.1, "a finite number >= 0. Got -0.1"),
+        ("device", "abacus", "a device that is there"),
+        ("device", None, "a device that is there"),
+    ],
+)
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+def test_unfit_parameters(name, value, words, method):
+    model = CollisionClustering(**{**QUICK, name: value})
+    with pytest.raises((ValueError, TypeError)) as error:
+        getattr(model, method)(X)
+    sentence = str(error.value)
+    assert f"The '{name}' parameter of CollisionClustering" in sentence
+    assert words in sentence
+
+
+def test_an_unfit_pair():
+    with pytest.raises(ValueError, match="does not fit the objective 'cce'"):
+        fitted(solver="em", objective="cce")
+    with pytest.raises(ValueError, match="'random' unless network is 'linear'"):
+        fitted(init="k-means", network="mlp")
+
+
+@pytest.mark.parametrize("method", ["fit", "partial_fit"])
+@pytest.mark.parametrize(
+    ("features", "words"),
+    [
+        (np.ones((20, 2)), "constant"),
+        (np.full((20, 2), 0.1), "constant"),
+        (np.where(np.eye(20, 2) > 0, np.nan, 1.0), "NaN"),
+        (np.where(np.eye(20, 2) > 0, np.inf, 1.0), "infinity"),
+        (np.arange(20.0), "1D array"),
+        (np.ones((4, 3, 2)), "dim 3"),
+        (np.empty((0, 3)), "0 sample"),
+        (np.empty((20, 0)), "0 feature"),
+        (X[:2], "n_samples=2 should be >= n_clusters=3"),
+        (X * 1j, "Complex"),
+        ([["a", "b"]] * 5, "strings"),
+    ],
+)
+def test_unfit_features(features, words, method):
+    with pytest.raises(ValueError, match=words):
+        getattr(CollisionClustering(**QUICK), method)(features)
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        ([1.0, 2.0], r"of shape \(300,\)"),
+        (np.full(300, -1.0), "non-negative"),
+        (np.full(300, np.nan), "finite"),
+        (np.zeros(300), "not all zero"),
+        (np.eye(1, 300)[0], "n_samples=1 should be >= n_clusters=3"),
+    ],
+)
+def test_unfit_weights(weights, words):
+    with pytest.raises(ValueError, match=words):
+        CollisionClustering(**QUICK).fit(X, sample_weight=weights)
+
+
+def test_other_features_are_refused_later(model):
+    for method in (model.predict, model.predict_proba, model.score):
+        with pytest.raises(ValueError, match="4 features"):
+            method(X[:, :4])
+        with pytest.raises(ValueError, match="NaN"):
+            method(np.full((2, D), np.nan))
+
+
+def test_nothing_works_before_fit(tmp_path):
+    model = CollisionClustering(**QUICK)
+    for method in (model.predict, model.predict_proba, model.score):
+        with pytest.raises(NotFittedError):
+            method(X)
+    with pytest.raises(NotFittedError):
+        model.save(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore::coincide.cluster.ClusteringWarning")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_as_many_clusters_as_rows():
+    model = CollisionClustering(2, n_init=1, random_state=0).fit(X[:2])
+    assert sorted(model.labels_) == [0, 1]
+    assert CollisionClustering(6, n_init=1, random_state=0).fit(X[:6]).labels_.shape == (6,)
