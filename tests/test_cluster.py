@@ -178,13 +178,13 @@ def test_a_fit_that_diverged_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("rows", "clusters", "restarts"), [(100, 2, 10), (80_000, 5, 5), (80_000, 15, 1)]
+    ("rows", "clusters", "restarts"), [(100, 2, 10), (8_000, 50, 5), (24_000, 50, 1)]
 )
 def test_the_number_of_automatic_restarts(rows, clusters, restarts):
     features = np.random.default_rng(0).normal(size=(rows, 2))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = CollisionClustering(clusters, max_epochs=1, random_state=0).fit(features)
+        model = CollisionClustering(clusters, fairness=0, max_epochs=1).fit(features)
     assert len(model.restarts_) == restarts
 
 
@@ -239,7 +239,7 @@ def test_well_separated_blobs_are_found(k):
         {"network": "mlp"},
         {"init": "k-means"},
         {"scaling": "standard"},
-        {"scaling": "none", "n_init": 10},  # a start is as likely to fail as not
+        {"scaling": "none", "n_init": 5},  # a start is as likely to fail as not
         {"objective": "cce"},
         {"solver": "em", "n_init": 1, "max_epochs": 10, "weight_decay": 0.01},  # slow steps
         {"solver": "projected-gradient"},
@@ -273,9 +273,9 @@ def test_digits_beat_the_average_k_means():
 def test_the_prior_sets_the_sizes():
     shares = np.array([0.6, 0.3, 0.1])
     centers = 6 * np.eye(3, 8)
-    features, classes = make_blobs([600, 300, 100], centers=centers, random_state=0)
+    features, classes = make_blobs([300, 150, 50], centers=centers, random_state=0)
     model = fitted(features, prior=shares, n_init=3, max_epochs=80, weight_decay=0.01)
-    np.testing.assert_allclose(np.bincount(model.labels_) / 1000, shares, atol=0.02)
+    np.testing.assert_allclose(np.bincount(model.labels_) / 500, shares, atol=0.02)
     np.testing.assert_allclose(model.mean_label_, shares, atol=0.02)
     assert adjusted_rand_score(classes, model.labels_) > 0.95
     # Not by the shares of the classes: equal sizes cut the largest class.

@@ -135,8 +135,12 @@ def train_on_blobs(name, seed, n_epochs=20, batch_size=100):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_three_blobs_are_found(name):
-    reached = [train_on_blobs(name, seed)[0] for seed in range(5)]
-    assert sum(accuracy > 0.9 for accuracy in reached) >= 3, reached
+    reached = []
+    for seed in range(5):
+        reached.append(train_on_blobs(name, seed)[0])
+        if sum(accuracy > 0.9 for accuracy in reached) == 3:  # of five, whatever the rest
+            return
+    pytest.fail(str(reached))
 
 
 @pytest.mark.parametrize("name", METHODS)
