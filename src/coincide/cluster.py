@@ -220,11 +220,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         """Take one pass over a chunk of rows, going on from where the last call stopped.
 
         The first call must bring at least ``n_clusters`` rows; the scaling follows all rows seen.
-
-        Parameters
-        ----------
-        X : array of shape (n_rows, n_features)
-        sample_weight : array of shape (n_rows,), optional
+        The arguments are those of :meth:`fit`.
         """
         del y
         config = check_parameters(self.get_params(deep=False))
