@@ -111,8 +111,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         certified gap to the optimum of those labels.
     restarts_, history_ : list of dict
         ``seed`` and ``objective`` of each restart; the epochs of the chosen one.
-    n_iter_ : int
-        Its number of epochs.
+    n_iter_ : int, its number of epochs
     converged_ : bool
         Whether at most a quarter of the rows changed cluster in the last epoch.
     mean_label_ : ndarray of shape (n_clusters,)
@@ -246,8 +245,8 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         seed = int(torch.randint(2**31, (), generator=self._generator))
         with seeded(seed, self.device_), threads_for(features.size):
             record = self._trainer.run_epoch(Data(rows, weights=self._on_device(weights)))
-        told = {"loss": record.loss, "live_clusters": record.live_clusters}
-        self.history_.append({"epoch": self.n_iter_, **told})
+        told = {"epoch": self.n_iter_, "loss": record.loss, "live_clusters": record.live_clusters}
+        self.history_.append(told)
         self.n_iter_ += 1
         self.labels_ = self.predict(features)
         return self
