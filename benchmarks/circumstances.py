@@ -1,4 +1,4 @@
-"""What is needed to run a benchmark again: command, versions, machine and commit."""
+"""What is needed to measure again: command, versions, machine and commit."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from typing import Any
 import torch
 
 
-def circumstances(script: str, packages: Sequence[str]) -> dict[str, Any]:
-    """Return the circumstances of a run of ``benchmarks/<script>``."""
+def circumstances(
+    script: str, packages: Sequence[str], folder: str = "benchmarks"
+) -> dict[str, Any]:
+    """Return the circumstances of a run of a script in a folder of the repository."""
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     return {
-        "command": ["python", f"benchmarks/{script}", *map(_without_folder, sys.argv[1:])],
+        "command": ["python", f"{folder}/{script}", *map(_without_folder, sys.argv[1:])],
         "commit": commit,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
@@ -33,6 +35,7 @@ def circumstances(script: str, packages: Sequence[str]) -> dict[str, Any]:
 
 
 def _without_folder(argument: str) -> str:
-    """Name a source by its last part: where it lies on this machine is nobody's business."""
-    name, equals, source = argument.partition("=")
-    return f"{name}{equals}{Path(source).name}" if equals else argument
+    """Name what lies elsewhere by its last part: where that is, is nobody's business."""
+    name, equals, value = argument.rpartition("=")
+    inside = Path(value).resolve().is_relative_to(Path.cwd())
+    return f"{name}{equals}{value if inside else Path(value).name}"

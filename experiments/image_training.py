@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from sklearn.cluster import KMeans
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from circumstances import circumstances
 
 from coincide.data.images import ImageSource, read_images
 from coincide.metrics import score_clustering
@@ -135,25 +133,6 @@ def print_table() -> None:
         print(f"| {cell.name} | {scores} |")
 
 
-def circumstances() -> dict[str, Any]:
-    """Return the command, the commit, the machine and the versions."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    given = [Path(argument).name for argument in sys.argv[1:]]
-    return {
-        "command": ["python", "experiments/image_training.py", *given],
-        "commit": commit,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "capability": torch.backends.cpu.get_cpu_capability(),
-            "threads": torch.get_num_threads(),
-        },
-        "versions": {"python": platform.python_version(), "torch": version("torch")},
-    }
-
-
 def main() -> None:
     """Run the cells that are asked for and not there yet."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -188,7 +167,8 @@ def main() -> None:
         test = None if cell.source == "digits" else source(cell.source, "test")
         result = run(cell, source(cell.source, "train"), test)
         path.parent.mkdir(parents=True, exist_ok=True)
-        told = {"cell": asdict(cell), **result, "circumstances": circumstances()}
+        made = circumstances("image_training.py", ("coincide", "torch"), "experiments")
+        told = {"cell": asdict(cell), **result, "circumstances": made}
         path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
         scores = result.get("test_scores", result["scores"])
         print(

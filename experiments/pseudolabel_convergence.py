@@ -12,21 +12,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from circumstances import circumstances
 
 from coincide import solve_pseudo_labels
 from coincide.pseudolabels import ExpectationMaximization
@@ -210,25 +208,6 @@ def sweep_fairness(objective: str, most_sweeps: int) -> list[dict[str, object]]:
     return found
 
 
-def circumstances() -> dict[str, object]:
-    """Return what is needed to run it again."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    packages = ("coincide", "torch", "numpy", "scipy")
-    return {
-        "command": ["python", "experiments/pseudolabel_convergence.py", *sys.argv[1:]],
-        "commit": commit,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "capability": torch.backends.cpu.get_cpu_capability(),
-            "threads": torch.get_num_threads(),
-        },
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
-    }
-
-
 def main() -> None:
     """Run the three studies and write them."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
@@ -236,7 +215,8 @@ def main() -> None:
     parser.add_argument("--most-sweeps", type=int, default=15_000, help="sweeps at one fairness")
     arguments = parser.parse_args()
     started = time.perf_counter()
-    results = circumstances() | {
+    packages = ("coincide", "torch", "numpy", "scipy")
+    results = circumstances("pseudolabel_convergence.py", packages, "experiments") | {
         "inactive": inactive_factors(),
         "degenerate": degenerate_decay(),
         "most_sweeps": arguments.most_sweeps,
