@@ -116,26 +116,13 @@ def _add_cluster(commands: _Commands, debug: _Parser) -> None:
         "--seed", metavar="S", type=int, default=0, help="seed of all randomness (default: 0)"
     )
     _add_model(cluster.add_argument_group("model (defaults: those of CollisionClustering)"))
-    output = cluster.add_argument_group("output")
-    output.add_argument(
-        "--out", metavar="DIR", type=Path,
-        help="the folder to write (default: coincide-NAME, where an earlier run is replaced)",
-    )  # fmt: skip
-    output.add_argument(
-        "--overwrite", action="store_true",
-        help="replace an earlier run in --out DIR; other folders that hold files are never touched",
-    )  # fmt: skip
-    _add_output(output)
-    output.add_argument(
-        "--format", choices=("auto", "csv", "parquet"), default="auto",
-        help="of the labels (default: auto, CSV below a million rows)",
-    )  # fmt: skip
-    output.add_argument("--no-report", action="store_true", help="write no report.html")
+    _add_run_folder(cluster.add_argument_group("output"))
 
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
-    """Add the estimator's parameters; an option that is not given stays None and is not passed."""
-    for flags, kind, metavar, help in (
+    """Add the estimator's parameters, by their names; one that is not given stays None."""
+    names = {"--restarts": "n_init", "--epochs": "max_epochs"}
+    for flag, kind, metavar, help in (
         ("--fairness", float, "LAMBDA", "how strongly cluster sizes follow the prior"),
         ("--objective", str, "NAME", "cce+, cce or ce+kl (see coincide info)"),
         ("--solver", str, "NAME", "how pseudo-labels are found (see coincide info)"),
@@ -150,7 +137,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         ("--view-noise", float, "X", "noise added to a row's second view"),
         ("--device", str, "NAME", "auto, cpu, cuda, cuda:1, ..."),
     ):
-        group.add_argument(flags, type=kind, metavar=metavar, help=help)
+        group.add_argument(flag, dest=names.get(flag), type=kind, metavar=metavar, help=help)
 
 
 def _add_train(commands: _Commands, debug: _Parser) -> None:
@@ -178,11 +165,7 @@ def _add_train(commands: _Commands, debug: _Parser) -> None:
         "--start-from", metavar="DIR", type=Path, help="a run whose backbone to start from"
     )
     output = train.add_argument_group("output")
-    output.add_argument(
-        "--out", metavar="DIR", type=Path,
-        help="the folder to write (default: coincide-NAME, where an earlier run is replaced)",
-    )  # fmt: skip
-    output.add_argument("--overwrite", action="store_true", help="replace what is in --out DIR")
+    _add_run_folder(output)
     output.add_argument("--resume", action="store_true", help="take up a training that stopped")
     output.add_argument(
         "--checkpoint-every", metavar="SECONDS", type=float, default=600.0,
@@ -194,12 +177,6 @@ def _add_train(commands: _Commands, debug: _Parser) -> None:
     output.add_argument(
         "--log", choices=("tensorboard", "wandb"), help="besides log.jsonl in the folder"
     )
-    _add_output(output)
-    output.add_argument(
-        "--format", choices=("auto", "csv", "parquet"), default="auto",
-        help="of the labels (default: auto, CSV below a million rows)",
-    )  # fmt: skip
-    output.add_argument("--no-report", action="store_true", help="write no report.html")
 
 
 def _add_images(group: argparse._ArgumentGroup) -> None:
@@ -207,11 +184,15 @@ def _add_images(group: argparse._ArgumentGroup) -> None:
         "--image-size", metavar="N", type=int, help="side of the square that images are cut to"
     )
     group.add_argument("--channels", type=int, choices=(1, 3), help="grey or RGB")
+    _add_split(group)
+    group.add_argument("--label-column", metavar="NAME", help="the column of labels, for scores")
+    group.add_argument("--no-cache", action="store_true", help="keep no decoded images")
+
+
+def _add_split(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--split", metavar="NAME", default="train", help="part of the source (default: train)"
     )
-    group.add_argument("--label-column", metavar="NAME", help="the column of labels, for scores")
-    group.add_argument("--no-cache", action="store_true", help="keep no decoded images")
 
 
 def _add_settings(group: argparse._ArgumentGroup) -> None:
@@ -268,9 +249,7 @@ def _add_predict(commands: _Commands, debug: _Parser) -> None:
     predict.add_argument("folder", metavar="DIR", type=Path, help="the folder of a run")
     _add_source(predict)
     images = predict.add_argument_group("images")
-    images.add_argument(
-        "--split", metavar="NAME", default="train", help="part of the source (default: train)"
-    )
+    _add_split(images)
     images.add_argument("--network", metavar="NAME", help="the network, if it is your own")
     output = predict.add_argument_group("output")
     output.add_argument(
@@ -288,6 +267,23 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--label-column", metavar="NAME", help="the column of labels, for scores")
     parser.add_argument("--labels", metavar="FILE", help="a file of labels, for scores")
+
+
+def _add_run_folder(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--out", metavar="DIR", type=Path,
+        help="the folder to write (default: coincide-NAME, where an earlier run is replaced)",
+    )  # fmt: skip
+    group.add_argument(
+        "--overwrite", action="store_true",
+        help="replace an earlier run in --out DIR; other folders that hold files are never touched",
+    )  # fmt: skip
+    _add_output(group)
+    group.add_argument(
+        "--format", choices=("auto", "csv", "parquet"), default="auto",
+        help="of the labels (default: auto, CSV below a million rows)",
+    )  # fmt: skip
+    group.add_argument("--no-report", action="store_true", help="write no report.html")
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:

@@ -36,23 +36,6 @@ from coincide.cluster import CollisionClustering
 from coincide.data import Source, load_source
 from coincide.metrics import score_clustering
 
-# The estimator's parameter for each option; one that is not given is not passed.
-_PARAMETERS = {
-    "fairness": "fairness",
-    "objective": "objective",
-    "solver": "solver",
-    "network": "network",
-    "init": "init",
-    "restarts": "n_init",
-    "epochs": "max_epochs",
-    "batch_size": "batch_size",
-    "learning_rate": "learning_rate",
-    "weight_decay": "weight_decay",
-    "view_dropout": "view_dropout",
-    "view_noise": "view_noise",
-    "device": "device",
-}
-
 
 @dataclass(frozen=True)
 class Run:
@@ -146,8 +129,10 @@ def _fit(arguments: Namespace) -> Run:
 
 
 def _given_parameters(arguments: Namespace) -> dict[str, Any]:
-    given = {name: getattr(arguments, option) for option, name in _PARAMETERS.items()}
-    return {name: value for name, value in given.items() if value is not None}
+    """Return the estimator's parameters that were given as options."""
+    given = vars(arguments)
+    names = CollisionClustering(2).get_params()
+    return {name: given[name] for name in names if given.get(name) is not None}
 
 
 # Describing and writing
