@@ -69,19 +69,8 @@ def write_text(path: Path, text: str) -> Path:
 def to_json(value: object, where: str, leaf: Callable[[object, str], object]) -> object:
     """Return ``value`` in JSON's own types.
 
-    Parameters
-    ----------
-    value : object
-        Lists, tuples and mappings, nested at will, of what ``leaf`` takes.
-    where : str
-        What the value is called, for messages.
-    leaf : callable
-        Given anything else and what it is called, returns what JSON can hold, or refuses it.
-
-    Raises
-    ------
-    TypeError
-        If a key is not a string.
+    Lists, tuples and string-keyed mappings are taken apart, nested at will; ``leaf``, given
+    anything else and what it is called, returns what JSON can hold, or refuses it.
     """
     if isinstance(value, list | tuple):
         return [to_json(item, f"{where}[{index}]", leaf) for index, item in enumerate(value)]
@@ -126,13 +115,7 @@ def save_model(folder: Path, tensors: dict[str, Tensor], description: dict[str, 
 
 
 def load_model(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and the description.
-
-    Raises
-    ------
-    ModelError
-        If a file is missing, truncated, or of another format; the sentence names the file.
-    """
+    """Return the tensors and the description; a file that is unfit is refused by its name."""
     for name in (TENSORS, DESCRIPTION):
         if not (folder / name).is_file():
             raise ModelError(f"{folder} holds no saved model: {name} is missing.")
@@ -144,13 +127,7 @@ def load_model(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_description(folder: Path) -> dict[str, Any]:
-    """Return the description of a model alone.
-
-    Raises
-    ------
-    ModelError
-        If it is no JSON, or of another format.
-    """
+    """Return the description of a model alone."""
     try:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:

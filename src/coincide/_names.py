@@ -35,19 +35,9 @@ def load_function(
 ) -> Callable[..., Any]:
     """Return a function by its place, running the module or the file it stands in.
 
-    Parameters
-    ----------
-    place : str
-        ``"module:function"`` of a module that can be imported, or ``"path.py:function"`` of a file.
-    name, owner : str
-        The parameter that gave the place and what it belongs to, for the sentence of an error.
-    packages : iterable of str
-        What may stand before the colon beside modules, for a hint.
-
-    Raises
-    ------
-    ValueError
-        If there is no such module, file or function. What the module itself raises comes through.
+    The place is ``"module:function"`` of a module that can be imported, or ``"path.py:function"``;
+    ``packages`` are what else may stand before the colon, for a hint. What the module itself raises
+    comes through.
     """
 
     def refuse(expected: str, hint: str = "") -> ValueError:

@@ -111,7 +111,7 @@ def test_a_refused_row_leaves_the_old_labels(tmp_path, monkeypatch, format):
         (([0.5], [1], [0]), TypeError, "'clusters'.*must hold integers. Got float64"),
         (([-1], [1], [0]), ValueError, "'clusters'.*Row 0 is -1"),
         (([], [], []), ValueError, "'clusters'.*M >= 1"),
-        (([0, 1], [1], [0, 0]), ValueError, r"'confidence'.*shape \(2,\).*Got shape \(1,\)"),
+        (([0, 1], [1], [0, 0]), ValueError, r"'confidence'.*shape \(2,\).*Got \(1,\)"),
         (([0], [1], ["a"]), TypeError, "'entropy'.*real numbers"),
         (([0], [1], [0], [[0.5], [0.5]]), ValueError, r"'probabilities'.*\(1, K\)"),
     ],

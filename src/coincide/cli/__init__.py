@@ -24,25 +24,10 @@ _HOME = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status.
+    """Run one command, by default that of the process, and return its exit status.
 
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        The arguments after the program's name; by default those of the process.
-
-    Returns
-    -------
-    int
-        0 if all went well; 2 for bad input, said in one line on stderr; 130 after Ctrl-C, or a
-        training that SIGTERM stopped.
-
-    Examples
-    --------
-    >>> from coincide.cli import main
-    >>> main(["--version"])
-    coincide 0.1.0
-    0
+    It is 0 if all went well; 2 for bad input, said in one line on stderr; 130 after Ctrl-C, or a
+    training that SIGTERM stopped.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     try:

@@ -64,19 +64,8 @@ def report(arguments: Namespace) -> None:
 def check_folder(folder: Path, *, replace: bool) -> None:
     """Refuse a folder that a run may not be written to, before anything is computed.
 
-    Parameters
-    ----------
-    folder : Path
-        Absent, empty, or the folder of an earlier run, which its ``metrics.json`` tells.
-    replace : bool
-        Whether an earlier run may be replaced.
-
-    Raises
-    ------
-    ValueError
-        If the folder holds other files, or an earlier run that may not be replaced.
-    OSError
-        If it cannot be written.
+    It may be absent, empty, or the folder of an earlier run, which its ``metrics.json`` tells, if
+    that may be replaced.
     """
     _check_writable(folder)
     if not folder.exists() or not any(not _is_staging(path) for path in folder.iterdir()):
@@ -105,13 +94,7 @@ def check_file(path: Path, *, replace: bool) -> None:
 
 
 def check_run(folder: Path, *, replace: bool) -> None:
-    """Refuse a folder for a training, like :func:`check_folder`.
-
-    Raises
-    ------
-    ValueError, OSError
-        As :func:`check_folder`; also for an unfinished training that may not be replaced.
-    """
+    """Refuse a folder for a training, as :func:`check_folder` does, or an unfinished one in it."""
     if not any((folder / CHECKPOINTS).glob(_CHECKPOINT)):
         check_folder(folder, replace=replace)
         return
@@ -226,18 +209,9 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of every row.
+    """What the model says of every row: its cluster, the probability of that, and the entropy.
 
-    Attributes
-    ----------
-    clusters : ndarray of shape (M,)
-        The most probable cluster.
-    confidence : ndarray of shape (M,)
-        Its probability.
-    entropy : ndarray of shape (M,)
-        Of the K probabilities, in nats.
-    probabilities : ndarray of shape (M, K), or None
-        All of them, if asked for.
+    All K probabilities are kept if they are asked for.
     """
 
     clusters: Array

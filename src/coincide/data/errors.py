@@ -16,6 +16,13 @@ class SourceError(ValueError):
     """A source that cannot be read, or not clustered as it stands."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return what an error of another library says, in a line."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    lines = text.strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
 def quoted(names: Sequence[str]) -> str:
     """Return up to five names, quoted, and how many more there are.
 

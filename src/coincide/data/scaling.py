@@ -78,16 +78,7 @@ class Scaling:
 def fit_scaling(
     features: NDArray[Any], kind: str, weights: NDArray[np.float64] | None = None
 ) -> Scaling:
-    """Return the scaling of these features, from one pass with sums in float64.
-
-    Parameters
-    ----------
-    features : array of shape (M, D)
-        Any real dtype; a memory map is read in blocks.
-    kind : {"unit-norm", "standard", "none"}
-    weights : array of shape (M,), optional
-        Non-negative row weights.
-    """
+    """Return the scaling of these features, (M, D), from one pass with sums in float64."""
     width = features.shape[1]
     total, first, second = 0.0, np.zeros(width), np.zeros(width)
     # Shifted by one row, so that a large common offset costs no digits.

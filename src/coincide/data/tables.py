@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from coincide.data.errors import Array, SourceError, check_known, quoted
+from coincide.data.errors import Array, SourceError, check_known, first_line, quoted
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
 LABEL_COLUMN = "label"  # the Hugging Face name: never a feature unless asked for
@@ -49,33 +50,19 @@ class TableContents:
 
 
 def read_table(path: Path, columns: list[str] | None, label_column: str | None) -> TableContents:
-    """Read the features, and the labels if there is a column of them.
+    """Read the features of a file or a folder of ``*.parquet`` parts, and the labels beside them.
 
-    Parameters
-    ----------
-    path : Path
-        A ``.csv``, ``.tsv`` or ``.parquet`` file, or a folder of ``*.parquet`` parts.
-    columns : list of str or None
-        The columns of features, in order; None for all but the labels.
-    label_column : str or None
-        The column of labels; None for ``label``, if there is one and ``columns`` does not name it.
-
-    Returns
-    -------
-    TableContents
-
-    Raises
-    ------
-    SourceError
-        If the file is damaged, or the columns are not numbers without gaps.
+    ``columns`` are those of the features, in order; None for all but the labels, whose column is by
+    default ``label``, if there is one and ``columns`` does not name it.
     """
     table = open_table(path)
     label = _choose_label(table, columns, label_column)
     chosen = _choose_features(table, columns, label)
     _check_numeric(table, chosen, label)
     labels = None if label is None else label_values(table, label)
-    names = None if label is None else _class_names(table.schema, label)
-    return TableContents(_stack(table, chosen), tuple(chosen), labels, names)
+    names = described_columns(table.schema).get(label or "", {}).get("names")
+    classes = tuple(map(str, names)) if isinstance(names, list) else None
+    return TableContents(_stack(table, chosen), tuple(chosen), labels, classes)
 
 
 def parquet_parts(folder: Path) -> list[Path]:
@@ -99,24 +86,27 @@ def _open_parquet(path: Path) -> Table:
     rows, schema = 0, None
     parts = parquet_parts(path) if path.is_dir() else [path]
     for part in parts:
-        try:
-            with pa.parquet.ParquetFile(part) as file:
-                rows, here = rows + file.metadata.num_rows, file.schema_arrow
-        except _DAMAGED as error:
-            raise SourceError(_damaged(part, "Parquet", error)) from error
+        with reading_parquet(part), pa.parquet.ParquetFile(part) as file:
+            rows, here = rows + file.metadata.num_rows, file.schema_arrow
         if schema is not None and not here.equals(schema):
             raise SourceError(f"{part} has other columns or types than {parts[0].name} beside it.")
         schema = here
 
     def batches(names: list[str]) -> Iterator[pa.RecordBatch]:
         for part in parts:
-            try:
-                with pa.parquet.ParquetFile(part) as file:
-                    yield from _counted(file.iter_batches(columns=names), file.metadata.num_rows)
-            except _DAMAGED as error:
-                raise SourceError(_damaged(part, "Parquet", error)) from error
+            with reading_parquet(part), pa.parquet.ParquetFile(part) as file:
+                yield from _counted(file.iter_batches(columns=names), file.metadata.num_rows)
 
     return Table(path, schema, rows, batches)
+
+
+@contextmanager
+def reading_parquet(part: Path) -> Iterator[None]:
+    """Turn what PyArrow raises into a sentence about the file."""
+    try:
+        yield
+    except _DAMAGED as error:
+        raise SourceError(f"{part} cannot be read as Parquet ({first_line(error)}).") from error
 
 
 def _counted(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
@@ -172,7 +162,7 @@ def _parse_csv(path: Path, delimiter: str, header: bool) -> pa.Table:
         )
     except _DAMAGED as error:
         if not ragged:
-            raise SourceError(_damaged(path, "CSV", error)) from error
+            raise SourceError(_damaged_csv(path, error)) from error
         row = ragged[0]
         raise SourceError(
             f"Row {row.number} of {path} has {row.actual_columns} cells where"
@@ -193,7 +183,7 @@ def _has_header(path: Path, delimiter: str) -> bool:
     except UnicodeDecodeError as error:
         raise SourceError(f"{path} is not UTF-8 text: save it in that encoding.") from error
     except csv.Error as error:
-        raise SourceError(_damaged(path, "CSV", error)) from error
+        raise SourceError(_damaged_csv(path, error)) from error
     numbers = [cell for cell in first if _is_number(cell)]
     counting = len(numbers) >= 3 and numbers == [str(i) for i in range(len(numbers))]
     above = any(
@@ -211,9 +201,8 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _damaged(path: Path, kind: str, error: Exception) -> str:
-    reason = str(error).splitlines()[0].rstrip(".")
-    return f"{path} cannot be read as {kind} ({reason})."
+def _damaged_csv(path: Path, error: Exception) -> str:
+    return f"{path} cannot be read as CSV ({first_line(error)})."
 
 
 # Choosing columns
@@ -368,11 +357,10 @@ def label_values(table: Table, name: str) -> Array:
     return np.concatenate(parts)
 
 
-def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
-    """Return the class names that Hugging Face's ``datasets`` wrote beside the data."""
+def described_columns(schema: pa.Schema) -> dict[str, dict[str, Any]]:
+    """Return the description of the columns that Hugging Face's ``datasets`` wrote beside them."""
     try:
-        described = json.loads((schema.metadata or {})[b"huggingface"])
-        names = described["info"]["features"][label]["names"]
-        return tuple(str(name) for name in names)
-    except (KeyError, TypeError, ValueError):  # absent, or of another shape: only names are lost
-        return None
+        described = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: kind for name, kind in described.items() if isinstance(kind, dict)}
+    except (KeyError, TypeError, AttributeError, ValueError):  # absent, or of another shape
+        return {}

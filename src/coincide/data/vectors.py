@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 
 from coincide._names import closest
 from coincide.data import tables
-from coincide.data.errors import Array, SourceError, check_known, quoted
+from coincide.data.errors import Array, SourceError, check_known, first_line, quoted
 
 __all__ = ["BUILT_IN", "SUFFIXES", "Source", "SourceError", "is_table", "load_source"]
 
@@ -44,13 +44,10 @@ class Source:
         What the source is called: ``"digits"``, or the file's name without its suffix.
     features : ndarray of shape (M, D)
         Finite numbers in the dtype they were stored in; memory-mapped from an ``.npy``.
-    labels : ndarray of shape (M,), int64, or None
-        Class codes 0 … C-1, for evaluation only.
-    label_names : tuple of C str, or None
-        What the codes stand for.
+    labels, label_names : ndarray of shape (M,) and tuple of C str, or None
+        Class codes 0 … C-1, for evaluation only, and what they stand for.
     columns : tuple of str, or None
-        The columns of a table that the features came from, in order (a column of lists is one
-        name). None for arrays.
+        The columns of a table that the features came from, in order.
     """
 
     name: str
@@ -252,7 +249,7 @@ def _pickled(path: Path) -> str:
 
 
 def _damaged(path: Path, error: Exception) -> str:
-    return f"{path} cannot be read as {path.suffix} ({str(error).rstrip('.')})."
+    return f"{path} cannot be read as {path.suffix} ({first_line(error)})."
 
 
 # Labels

@@ -1,7 +1,9 @@
 """Losses, and the information measures they are made of.
 
 ``collision`` holds the loss from logits, for training; ``information`` the entropies,
-cross-entropies and divergences of probability vectors, for looking at the results.
+cross-entropies and divergences of probability vectors, for looking at the results: ``p`` and ``q``,
+the target and the prediction, of shape ``(..., K)``, give one of shape ``(...)``. Their ``order``
+is Rényi's ``α``, which may be ``math.inf``.
 """
 
 from __future__ import annotations

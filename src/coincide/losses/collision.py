@@ -32,31 +32,11 @@ _REDUCTIONS = ("mean", "sum", "none")
 def weighted_logsumexp(input: Tensor, weight: Tensor, dim: int = -1) -> Tensor:
     """Return ``ln Σ_k w_k exp(x_k)`` along ``dim``, differentiable where weights are zero, too.
 
-    Parameters
-    ----------
-    input : Tensor
-        Exponents ``x``; ``-inf`` is exact.
-    weight : Tensor of the same shape and dtype
-        Non-negative weights ``w``; a zero takes its entry out of the sum, however large ``x_k``.
-    dim : int
-        The dimension that is summed.
-
-    Returns
-    -------
-    Tensor
-        The shape of ``input`` without ``dim``; ``-inf`` where every weight is zero.
-
-    Notes
-    -----
-    The derivative in ``w_k`` is ``exp(x_k) / Σ_j w_j exp(x_j)``. It is finite at ``w_k = 0``,
-    where the usual ``logsumexp(x + ln w)`` has 0/0, unless it exceeds the range of the dtype;
-    it then saturates near the end of that range. Weights below the smallest normal number
-    (1e-38 in float32) count, with the few digits that they have.
-
-    Examples
-    --------
-    >>> weighted_logsumexp(torch.tensor([0.0, 1e4]), torch.tensor([1.0, 0.0]))
-    tensor(0.)
+    A weight of zero takes its entry out of the sum, however large ``x_k``; where all are zero the
+    result is ``-inf``. The derivative in ``w_k`` is ``exp(x_k) / Σ_j w_j exp(x_j)``. It is finite
+    at ``w_k = 0``, where the usual ``logsumexp(x + ln w)`` has 0/0, unless it exceeds the range of
+    the dtype; it then saturates near the end of that range. Weights below the smallest normal
+    number (1e-38 in float32) count, with the few digits that they have.
     """
     limits = torch.finfo(input.dtype)
     supported = torch.where(weight > 0, input, -math.inf).amax(dim, keepdim=True).detach()

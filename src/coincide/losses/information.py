@@ -9,9 +9,9 @@ All but one are a power mean of likelihoods under ``p``, seen in logs:
     Rényi's divergence                D_α(p‖q)  =  M_{α-1}(p, ln p - ln q)
 
 so one function carries them all, with their limits. Order 1 is Shannon's, order 2 the collision
-family. Vectors lie along the last dimension; what lies before it is a batch, and ``p`` and ``q``
-broadcast there. Vectors are taken as they are: not normalized, not checked to be distributions.
-float16 and bfloat16 are computed and returned in float32.
+family. ``p`` and ``q`` have the shape ``(..., K)``, the result has ``(...)``, and there they
+broadcast. Vectors are taken as they are: not normalized, not checked to be distributions. float16
+and bfloat16 are computed and returned in float32.
 
 Gradients are those of the formula and finite inside the simplex; they are determined along the
 simplex only, that is up to a constant per vector, which a softmax above it removes. Where an entry
@@ -40,15 +40,7 @@ _INFINITE_ORDER = 1e30
 def entropy(p: Tensor) -> Tensor:
     """Return Shannon's entropy ``-Σ_k p_k ln p_k``, with ``0 ln 0 = 0``.
 
-    Parameters
-    ----------
-    p : Tensor of shape (..., K)
-        Probability vectors.
-
-    Returns
-    -------
-    Tensor of shape (...)
-        From 0 (one-hot) to ``ln K`` (uniform).
+    From 0 (one-hot) to ``ln K`` (uniform).
 
     Examples
     --------
@@ -60,19 +52,10 @@ def entropy(p: Tensor) -> Tensor:
 
 
 def renyi_entropy(p: Tensor, order: float) -> Tensor:
-    """Return Rényi's entropy ``1/(1-α) ln Σ_k p_k^α``.
+    """Return Rényi's entropy ``1/(1-α) ln Σ_k p_k^α`` of order ``α >= 0``.
 
-    Parameters
-    ----------
-    p : Tensor of shape (..., K)
-        Probability vectors.
-    order : float >= 0
-        ``α``. At 0 the logarithm of the number of non-zero entries, at 1 Shannon's entropy, at 2
-        the collision entropy, at ``inf`` ``-ln max_k p_k``. It falls as ``α`` grows.
-
-    Returns
-    -------
-    Tensor of shape (...)
+    At 0 the logarithm of the number of non-zero entries, at 1 Shannon's entropy, at 2 the collision
+    entropy, at ``inf`` ``-ln max_k p_k``. It falls as ``α`` grows.
 
     Examples
     --------
@@ -86,15 +69,6 @@ def renyi_entropy(p: Tensor, order: float) -> Tensor:
 def collision_entropy(p: Tensor) -> Tensor:
     """Return the collision entropy ``H₂(p) = -ln Σ_k p_k²`` (6), Rényi's entropy of order 2.
 
-    Parameters
-    ----------
-    p : Tensor of shape (..., K)
-        Probability vectors.
-
-    Returns
-    -------
-    Tensor of shape (...)
-
     Examples
     --------
     >>> collision_entropy(torch.tensor([0.5, 0.5]))
@@ -107,15 +81,7 @@ def collision_entropy(p: Tensor) -> Tensor:
 def cross_entropy(p: Tensor, q: Tensor) -> Tensor:
     """Return Shannon's cross-entropy ``-Σ_k p_k ln q_k`` (8), with ``0 ln 0 = 0``.
 
-    Parameters
-    ----------
-    p, q : Tensor of shape (..., K)
-        Probability vectors: the target and the prediction.
-
-    Returns
-    -------
-    Tensor of shape (...)
-        ``+inf`` where some ``p_k > 0 = q_k``.
+    It is ``+inf`` where some ``p_k > 0 = q_k``.
 
     Examples
     --------
@@ -127,24 +93,11 @@ def cross_entropy(p: Tensor, q: Tensor) -> Tensor:
 
 
 def collision_cross_entropy_of_probs(p: Tensor, q: Tensor) -> Tensor:
-    """Return the collision cross-entropy ``H₂(p, q) = -ln Σ_k p_k q_k`` (9).
+    """Return the collision cross-entropy ``H₂(p, q) = -ln Σ_k p_k q_k`` (9), which is symmetric.
 
     For training from logits take :func:`coincide.losses.collision_cross_entropy`: a softmax
-    loses what its small entries were.
-
-    Parameters
-    ----------
-    p, q : Tensor of shape (..., K)
-        Probability vectors. The value is the same with both exchanged.
-
-    Returns
-    -------
-    Tensor of shape (...)
-        ``+inf`` where ``p`` and ``q`` share no class.
-
-    Notes
-    -----
-    The gradient ``-q / (p·q)`` in ``p`` is finite at zeros of ``p`` and ``q``, too.
+    loses what its small entries were. It is ``+inf`` where ``p`` and ``q`` share no class. The
+    gradient ``-q / (p·q)`` in ``p`` is finite at zeros of ``p`` and ``q``, too.
 
     Examples
     --------
@@ -162,21 +115,11 @@ def collision_cross_entropy_of_probs(p: Tensor, q: Tensor) -> Tensor:
 
 
 def shifted_renyi_cross_entropy(p: Tensor, q: Tensor, order: float) -> Tensor:
-    """Return the shifted Rényi cross-entropy ``1/(1-α) ln Σ_k p_k q_k^(α-1)``.
+    """Return the shifted Rényi cross-entropy ``1/(1-α) ln Σ_k p_k q_k^(α-1)`` of order ``α >= 0``.
 
-    Parameters
-    ----------
-    p, q : Tensor of shape (..., K)
-        Probability vectors: the target and the prediction.
-    order : float >= 0
-        ``α``. At 0 ``ln Σ_k p_k/q_k``, at 1 Shannon's cross-entropy, at 2 the collision
-        cross-entropy (9), at ``inf`` ``-ln max {q_k : p_k > 0}``. It falls as ``α`` grows.
-
-    Returns
-    -------
-    Tensor of shape (...)
-        ``+inf`` where some ``p_k > 0 = q_k`` if ``α <= 1``, and where that is so for all
-        ``p_k > 0`` if ``α > 1``.
+    At 0 ``ln Σ_k p_k/q_k``, at 1 Shannon's cross-entropy, at 2 the collision cross-entropy (9), at
+    ``inf`` ``-ln max {q_k : p_k > 0}``. It falls as ``α`` grows. It is ``+inf`` where some
+    ``p_k > 0 = q_k`` if ``α <= 1``, and where that is so for all ``p_k > 0`` if ``α > 1``.
 
     Examples
     --------
@@ -188,20 +131,10 @@ def shifted_renyi_cross_entropy(p: Tensor, q: Tensor, order: float) -> Tensor:
 
 
 def natural_renyi_cross_entropy(p: Tensor, q: Tensor, order: float) -> Tensor:
-    """Return the natural Rényi cross-entropy ``D_α(p‖q) + H_α(p)``.
+    """Return the natural Rényi cross-entropy ``D_α(p‖q) + H_α(p)`` of order ``α >= 0``.
 
-    Parameters
-    ----------
-    p, q : Tensor of shape (..., K)
-        Probability vectors: the target and the prediction.
-    order : float >= 0
-        ``α``. At 1 Shannon's cross-entropy. At 2 it is *not* the collision cross-entropy; that
-        is the shifted one.
-
-    Returns
-    -------
-    Tensor of shape (...)
-        ``+inf`` where the divergence is.
+    At 1 Shannon's cross-entropy. At 2 it is *not* the collision cross-entropy; that is the shifted
+    one. It is ``+inf`` where the divergence is.
 
     Examples
     --------
@@ -212,21 +145,11 @@ def natural_renyi_cross_entropy(p: Tensor, q: Tensor, order: float) -> Tensor:
 
 
 def renyi_divergence(p: Tensor, q: Tensor, order: float) -> Tensor:
-    """Return Rényi's divergence ``1/(α-1) ln Σ_k p_k^α q_k^(1-α)``.
+    """Return Rényi's divergence ``1/(α-1) ln Σ_k p_k^α q_k^(1-α)`` of order ``α >= 0``.
 
-    Parameters
-    ----------
-    p, q : Tensor of shape (..., K)
-        Probability vectors.
-    order : float >= 0
-        ``α``. At 0 ``-ln q(p > 0)``, at 1 Kullback and Leibler's divergence, at ``inf``
-        ``ln max_k p_k/q_k``. It grows with ``α``.
-
-    Returns
-    -------
-    Tensor of shape (...)
-        ``+inf`` where some ``p_k > 0 = q_k`` if ``α >= 1``, and where ``p`` and ``q`` share no
-        class if ``α < 1``.
+    At 0 ``-ln q(p > 0)``, at 1 Kullback and Leibler's divergence, at ``inf`` ``ln max_k p_k/q_k``.
+    It grows with ``α``. It is ``+inf`` where some ``p_k > 0 = q_k`` if ``α >= 1``, and where ``p``
+    and ``q`` share no class if ``α < 1``.
 
     Examples
     --------
@@ -242,17 +165,7 @@ def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
 
     The reverse divergence ``KL(q‖p)`` is ``kl_divergence(q, p)``. With the mean label ``ȳ`` and
     the prior ``u``, the fairness term of (10) is ``kl_divergence(ȳ, u)`` and that of (11)
-    ``kl_divergence(u, ȳ)``.
-
-    Parameters
-    ----------
-    p, q : Tensor of shape (..., K)
-        Probability vectors.
-
-    Returns
-    -------
-    Tensor of shape (...)
-        ``+inf`` where some ``p_k > 0 = q_k``.
+    ``kl_divergence(u, ȳ)``. It is ``+inf`` where some ``p_k > 0 = q_k``.
 
     Examples
     --------
@@ -264,17 +177,9 @@ def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
 
 
 def bhattacharyya_distance(p: Tensor, q: Tensor) -> Tensor:
-    """Return ``-ln Σ_k sqrt(p_k q_k)``, half of Rényi's divergence of order 1/2.
+    """Return ``-ln Σ_k sqrt(p_k q_k)``, half of Rényi's divergence of order 1/2; it is symmetric.
 
-    Parameters
-    ----------
-    p, q : Tensor of shape (..., K)
-        Probability vectors. The value is the same with both exchanged.
-
-    Returns
-    -------
-    Tensor of shape (...)
-        ``+inf`` where ``p`` and ``q`` share no class.
+    It is ``+inf`` where ``p`` and ``q`` share no class.
 
     Examples
     --------

@@ -295,14 +295,7 @@ def collide(logits: Tensor, probs: Tensor, shift: Tensor, total: Tensor, collisi
 def differentiate(
     logits: Tensor, probs: Tensor, shift: Tensor, of_total: Tensor, of_collision: Tensor
 ) -> Tensor:
-    """Return ``e (of_collision · y - of_total)``, of the shape and dtype of ``logits``.
-
-    Parameters
-    ----------
-    logits, probs, shift
-        As in :func:`collide`.
-    of_total, of_collision : Tensor of the shape and dtype of ``shift``
-    """
+    """Return ``e (of_collision · y - of_total)``, of the shape and dtype of ``logits``."""
     by_row = _lie_by_row(logits)
     n_samples, n_classes, *rest = logits.shape
     if by_row:

@@ -105,21 +105,8 @@ class IIC(Method):
 class SubHeads(nn.Module):
     """Linear heads for the clusters, as many for over-clustering, and which of them to believe.
 
-    Parameters
-    ----------
-    width : int
-        Number of features.
-    n_clusters, n_over : int
-        Logits of a head of either kind.
-    n_heads : int
-        Heads of either kind; their random starts make them differ.
-
-    Attributes
-    ----------
-    running : Tensor of shape (n_heads,)
-        Moving average of the losses, from 0 for all: only their order is of use.
-    chosen : Tensor of shape (), int64
-        The head with the lowest of them.
+    Their random starts make them differ. ``running`` is the moving average of their losses, from 0
+    for all, as only their order is of use, and ``chosen`` the head with the lowest of them.
     """
 
     running: Tensor
@@ -164,25 +151,10 @@ def iic_loss(
 ) -> Tensor:
     """Return ``H(P) - 2 λ H(P_k)`` of the joint distribution of two views' clusters.
 
-    Parameters
-    ----------
-    first, second : Tensor of shape (..., n, K)
-        Logits of two views of the same rows. Neither the rows' order nor that of the views
-        matters.
-    entropy_weight : float
-        ``λ``.
-    weights : Tensor of shape (n,), optional
-        Non-negative row weights, not all zero.
-
-    Returns
-    -------
-    Tensor of shape (...)
-        At ``λ = 1`` from ``-ln K`` (equal, certain, balanced) to 0 (independent, or collapsed).
-
-    Notes
-    -----
-    Computed in float32, under autocast, too. Entries of ``P`` below 2.2e-16 are set to it, as
-    published; no gradient goes through them.
+    The views are logits ``(..., n, K)`` of the same rows; neither the rows' order nor that of the
+    views matters. At ``λ = 1`` it is from ``-ln K`` (equal, certain, balanced) to 0 (independent,
+    or collapsed). Computed in float32, under autocast, too. Entries of ``P`` below 2.2e-16 are set
+    to it, as published; no gradient goes through them.
 
     Examples
     --------

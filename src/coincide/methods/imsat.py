@@ -128,21 +128,8 @@ def adversarial_direction(
     """Return the unit direction, row by row, in which predictions change the most.
 
     One step of the power method: ``∇_d KL(σ(x) ‖ σ(x + ξ d))`` at a random unit vector ``d``,
-    normalized. The network's parameters get no gradient and its running averages stay.
-
-    Parameters
-    ----------
-    network : nn.Module
-    inputs : Tensor of shape (n, ...)
-    log_probs : Tensor of shape (n, K)
-        ``ln σ(x)``, without gradient.
-    probe : float
-        ``ξ``.
-
-    Returns
-    -------
-    Tensor of shape (n, ...)
-        Zero for a row whose gradient vanishes.
+    normalized; zero for a row whose gradient vanishes. ``log_probs`` is ``ln σ(x)``, ``probe`` is
+    ``ξ``. The network's parameters get no gradient and its running averages stay.
     """
     start = _unit(torch.randn_like(inputs)).requires_grad_()
     with held_running_averages(network):
@@ -171,14 +158,8 @@ def held_running_averages(network: nn.Module) -> Iterator[None]:
 def neighbor_distances(data: AllRows, n_neighbors: int, n_references: int) -> Tensor:
     """Return every row's distance to its nearest neighbors, the last of them: ``(M,)``, float32.
 
-    Parameters
-    ----------
-    data : AllRows
-    n_neighbors : int
-        Which neighbor, the row itself not counted.
-    n_references : int
-        Among how many rows it is looked for. With fewer than all, ``R`` of ``M``, it is the
-        neighbor number ``n_neighbors · R/M`` among them, rounded, but at least the nearest.
+    It is looked for among ``n_references`` rows. With fewer than all, ``R`` of ``M``, it is the
+    neighbor number ``n_neighbors · R/M`` among them, rounded, but at least the nearest.
     """
     n_rows = len(data)
     if n_rows < 2:

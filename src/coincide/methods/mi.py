@@ -58,35 +58,11 @@ def information_loss(
 ) -> Tensor:
     """Return ``mean H(σ) + w KL(σ̄ ‖ u)`` of logits: (1) plus ``w ln K`` for a uniform prior.
 
-    Parameters
-    ----------
-    logits : Tensor of shape (n, K), float32 or float64
-    prior : array of shape (K,), float64
-        ``u``, positive.
-    fairness : float
-        ``w``.
-    weights : Tensor of shape (n,), optional
-        Non-negative row weights in both means, not all zero.
+    It is at least 0: ``ln K`` for uniform predictions, 0 for sure ones whose mean is the prior,
+    ``w ln(1/u_k)`` for a collapse on class ``k``. Weights, ``(n,)``, count in both means.
 
-    Returns
-    -------
-    Tensor
-        A scalar, at least 0: ``ln K`` for uniform predictions, 0 for sure ones whose mean is
-        the prior, ``w ln(1/u_k)`` for a collapse on class ``k``.
-
-    Notes
-    -----
     Both terms are taken of logarithms. The ``entropy`` and ``kl_divergence`` of probabilities
     have no gradient where a softmax underflows to 0, and these do.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> sure = torch.tensor([[100.0, -100.0], [-100.0, 100.0]])
-    >>> information_loss(sure, np.array([0.5, 0.5]), 1.3)
-    tensor(0.)
-    >>> information_loss(torch.zeros(4, 2), np.array([0.5, 0.5]), 1.3)
-    tensor(0.6931)
     """
     log_probs = torch.log_softmax(logits, 1)
     entropies = -(log_probs.exp() * log_probs).sum(1)

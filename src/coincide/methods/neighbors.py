@@ -14,28 +14,12 @@ _SAMPLE = 10_000  # rows that the directions are found on
 
 
 def mine_neighbors(features: Tensor, n_neighbors: int) -> Tensor:
-    """Return the rows of highest cosine similarity to each row, itself left out.
+    """Return the rows of highest cosine similarity to each row, itself left out, the nearest first.
 
-    Block by block: ``M² D`` multiplications, 64 MiB at a time. 50,000 rows of 512 features take
-    half a minute on two cores. Up to 1,024 features it is exact; more, as the maps of a
-    convolution have, are projected to their 256 principal directions first.
-
-    Parameters
-    ----------
-    features : Tensor of shape (M, D)
-        A row of zeros is equally near to all.
-    n_neighbors : int
-        At most ``M - 1``.
-
-    Returns
-    -------
-    Tensor of shape (M, n_neighbors), int64
-        Row numbers, the nearest first; ties in any order.
-
-    Raises
-    ------
-    ValueError
-        If there are too few rows, or a row holds NaN or infinity, or is too long for float32.
+    Features are ``(M, D)``; a row of zeros is equally near to all. Block by block: ``M² D``
+    multiplications, 64 MiB at a time. 50,000 rows of 512 features take half a minute on two cores.
+    Up to 1,024 features it is exact; more, as the maps of a convolution have, are projected to
+    their 256 principal directions first.
 
     Examples
     --------

@@ -122,21 +122,9 @@ class SCAN(Method):
 def neighbor_loss(
     anchors: Tensor, neighbors: Tensor, *, entropy_weight: float, weights: Tensor | None = None
 ) -> Tensor:
-    """Return ``mean -ln σ_a·σ_n - w H(σ̄_a)`` of rows and a neighbor of each.
+    """Return ``mean -ln σ_a·σ_n - w H(σ̄_a)`` of rows and a neighbor of each, logits ``(n, K)``.
 
-    Parameters
-    ----------
-    anchors, neighbors : Tensor of shape (n, K)
-        Logits, float32.
-    entropy_weight : float
-        ``w``.
-    weights : Tensor of shape (n,), optional
-        Non-negative weights of the rows, not all zero.
-
-    Returns
-    -------
-    Tensor
-        A scalar, from ``-w ln K`` (agreed, certain, balanced) up; gradients reach both logits.
+    It is ``-w ln K`` (agreed, certain, balanced) or more; gradients reach both logits.
 
     Examples
     --------
@@ -153,19 +141,8 @@ def neighbor_loss(
 def balanced_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Return the mean over the labels that occur of their rows' mean cross-entropy.
 
-    That is cross-entropy with class weights ``n / count``, as torch averages it.
-
-    Parameters
-    ----------
-    logits : Tensor of shape (n, K)
-    labels : Tensor of shape (n,), int64
-    weights : Tensor of shape (n,)
-        Non-negative; a row of weight 0 does not count, nor occur.
-
-    Returns
-    -------
-    Tensor
-        A scalar; 0, with a gradient of zeros, where no row counts.
+    That is cross-entropy with class weights ``n / count``, as torch averages it. A row of weight 0
+    does not count, nor occur; where none counts it is 0, with a gradient of zeros.
 
     Examples
     --------

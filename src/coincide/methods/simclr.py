@@ -71,16 +71,9 @@ class SimCLR(Method):
 
 
 class ProjectionHead(nn.Module):
-    """A classifier on the features, and beside it the projection that they are compared in.
+    """A linear classifier on the features, and beside it the projection that they are compared in.
 
-    Parameters
-    ----------
-    width : int
-        Number of features.
-    n_clusters : int
-        Logits of the classifier, which is linear.
-    projection_width : int
-        Outputs of the projection, a perceptron with one hidden layer of ``width``.
+    The projection is a perceptron with one hidden layer of ``width``.
     """
 
     def __init__(self, width: int, n_clusters: int, projection_width: int) -> None:
@@ -97,24 +90,10 @@ class ProjectionHead(nn.Module):
 
 
 def nt_xent(first: Tensor, second: Tensor, *, temperature: float = 0.1) -> Tensor:
-    """Return the normalized, temperature-scaled cross-entropy of every row's two views.
+    """Return the normalized, temperature-scaled cross-entropy of every row's two views, ``(n,)``.
 
-    Parameters
-    ----------
-    first, second : Tensor of shape (n, D)
-        Projected features of two views of the same rows; only their directions count.
-    temperature : float > 0
-        ``τ``.
-
-    Returns
-    -------
-    Tensor of shape (n,)
-        Mean of the losses of a row's two views; 0 for a single row, which has no others to be
-        told from.
-
-    Notes
-    -----
-    Computed in float32, under autocast, too.
+    The views are projected features ``(n, D)``, of which only the directions count. It is 0 for a
+    single row, which has no others to be told from. Computed in float32, under autocast, too.
 
     Examples
     --------

@@ -169,13 +169,7 @@ def _in_color(
 ) -> nn.Module:
     """Return what makes the three normalized channels that a model of a package sees.
 
-    Parameters
-    ----------
-    kind : str
-    normalize : Normalize
-        Of the images.
-    trained_on : (mean, std), optional
-        Of the pixels that the model's weights know.
+    ``trained_on`` are mean and deviation of the pixels that the model's weights know.
     """
     n_channels = len(normalize.mean)
     if n_channels not in (1, 3):

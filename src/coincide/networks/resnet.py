@@ -23,13 +23,6 @@ class ResNet18(nn.Module):
     Torchvision's weights load by ``load_state_dict`` as they are: their classifier ``fc`` is left
     out, the names of all else must fit. They are of the standard stem and three channels.
 
-    Parameters
-    ----------
-    image_shape : (C, H, W)
-        Any number of channels, and any size.
-
-    References
-    ----------
     He, Zhang, Ren and Sun, Deep residual learning for image recognition, CVPR 2016, Table 1.
     """
 

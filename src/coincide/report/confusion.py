@@ -18,14 +18,7 @@ MAX_CLASSES = 60  # drawn, and as many clusters; beyond, cells and names would b
 
 @dataclass(frozen=True)
 class Confusion:
-    """The table of classes (rows) and clusters (columns), matched ones on the diagonal.
-
-    Attributes
-    ----------
-    classes : list of C str
-    clusters : list of K int
-    counts : ndarray of shape (C, K), int64
-    """
+    """Classes (C rows) by clusters (K columns), matched ones on the diagonal."""
 
     classes: list[str]
     clusters: list[int]
@@ -39,16 +32,7 @@ def matched_confusion(
 
     Clusters are matched to classes so that the most points are right (Hungarian algorithm), as in
     :func:`coincide.metrics.clustering_accuracy`: the diagonal over the whole is that accuracy.
-
-    Parameters
-    ----------
-    y_true : array-like of shape (M,)
-        The class of each point, integers from 0, -1 where unknown. Unknown ones are not counted.
-    clusters : array-like of shape (M,)
-        The cluster of each point, integers from 0 to ``n_clusters - 1``.
-    n_clusters : int
-    names : sequence of C str
-        What the classes are called.
+    Points of unknown class, -1, are not counted.
 
     Returns
     -------
@@ -56,13 +40,6 @@ def matched_confusion(
         What ``metrics.json`` keeps under ``confusion``: ``classes``, the C names, those without a
         cluster last; ``clusters``, the K ids in the order of their classes, those without a class
         last; ``counts``, C lists of K integers.
-
-    Raises
-    ------
-    ValueError
-        If no class is known, lengths differ, or an id is out of range.
-    TypeError
-        If classes or clusters are not integers.
 
     Examples
     --------

@@ -20,6 +20,7 @@ import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -105,9 +106,7 @@ def cluster_sizes(sizes: NDArray[np.int64]) -> Markup:
         axes.set_xlim(0, K)
         axes.set_xlabel("clusters, largest first")
     axes.axhline(sizes.mean(), color=MUTED, linewidth=1, linestyle=(0, (3, 3)))
-    _name_heights(axes, "rows")
-    axes.set_ylim(0, 1.08 * max(int(sizes.max()), 1))
-    _count_axis(axes)
+    _count_axis(axes, "rows", int(sizes.max()))
     return _svg(
         figure,
         "sizes",
@@ -131,9 +130,7 @@ def histogram(
     axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel(name)
-    _name_heights(axes, "rows")
-    axes.set_ylim(0, 1.08 * max(int(counts.max()), 1))
-    _count_axis(axes)
+    _count_axis(axes, "rows", int(counts.max()))
     fullest = int(counts.argmax())
     return _svg(
         figure,
@@ -187,8 +184,7 @@ def loss_curve(curves: Sequence[tuple[Sequence[float], Sequence[float]]], kept: 
     axes.plot(epochs, losses, color=ACCENT, linewidth=2, marker=_dot(losses), markersize=6)
     _name_heights(axes, "loss")
     _epoch_axis(axes)
-    axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_formatter(_plain_numbers())
+    _plain_numbers(axes.yaxis)
     axes.margins(y=0.08)
     return _svg(
         figure,
@@ -214,8 +210,7 @@ def restarts(names: Sequence[str], objectives: Sequence[float], kept: int) -> Ma
     axes.scatter(objectives[kept], kept, s=70, color=ACCENT, zorder=3)
     axes.set_ylim(n - 0.5, -0.5)  # the first on top
     axes.set_xlabel("objective")
-    axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.xaxis.set_major_formatter(_plain_numbers())
+    _plain_numbers(axes.xaxis)
     axes.margins(x=0.06)
     return _svg(
         figure,
@@ -274,10 +269,8 @@ def live_clusters(epochs: Sequence[float], live: Sequence[float], n_clusters: in
     """Draw how many clusters had rows in each epoch."""
     figure, axes = _canvas(226)
     axes.plot(epochs, live, color=ACCENT, linewidth=2, drawstyle="steps-mid")
-    _name_heights(axes, "clusters")
     _epoch_axis(axes)
-    axes.set_ylim(0, 1.08 * n_clusters)
-    _count_axis(axes)
+    _count_axis(axes, "clusters", n_clusters)
     return _svg(
         figure,
         "live",
@@ -373,9 +366,10 @@ def _dot(losses: Sequence[float]) -> str:
     return "o" if len(losses) == 1 else ""
 
 
-def _plain_numbers() -> FuncFormatter:
+def _plain_numbers(axis: Axis) -> None:
     """Write whole numbers on an axis: an offset ("+1.27e-3" in a corner) is easily overlooked."""
-    return FuncFormatter(lambda value, _: f"{value:.6g}")
+    axis.set_major_locator(MaxNLocator(4))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
 
 
 def _canvas(
@@ -418,7 +412,10 @@ def _name_heights(axes: Axes, name: str) -> None:
     )
 
 
-def _count_axis(axes: Axes) -> None:
+def _count_axis(axes: Axes, name: str, largest: int) -> None:
+    """Name and mark the y axis of a count, which begins at 0."""
+    _name_heights(axes, name)
+    axes.set_ylim(0, 1.08 * max(largest, 1))
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
     axes.grid(axis="y", color=RULE, linewidth=1)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from coincide._checks import UNKNOWN, check_integer, parameter_message
 from coincide._files import replacing, write_text
-from coincide.report.labels import check_clusters
+from coincide.report.labels import check_clusters, check_column, check_finite
 from coincide.report.run_folder import GALLERY, SCHEMA
 
 IMAGES = "images.png"
@@ -64,16 +64,8 @@ class Majority:
 class ClusterImages:
     """One cluster: what the gallery says of it, and its images.
 
-    Attributes
-    ----------
-    cluster, size : int
-        The id, and how many rows it has.
-    mean_confidence : float
-    majority : Majority or None
-        None if no class is known.
-    most, least : tuple of Entry
-        The most certain images, the most certain first; the least certain, the least certain
-        first. No image is in both. A cluster with few images has them all, in ``most``.
+    ``most`` holds the most certain images, the most certain first, ``least`` the least certain, the
+    least certain first. No image is in both. A cluster with few images has them all, in ``most``.
     """
 
     cluster: int
@@ -86,14 +78,10 @@ class ClusterImages:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The gallery of a run folder.
+    """The gallery of a run folder: the clusters that are not empty, by id, and their images.
 
-    Attributes
-    ----------
-    clusters : tuple of ClusterImages
-        Those that are not empty, by id.
-    tiles : ndarray of shape (lines, columns, H, W, C), uint8
-        Line ``i`` holds the images of ``clusters[i]``: ``most``, then ``least``.
+    Line ``i`` of the tiles, (lines, columns, H, W, C) of uint8, holds those of ``clusters[i]``:
+    ``most``, then ``least``.
     """
 
     clusters: tuple[ClusterImages, ...]
@@ -135,38 +123,23 @@ def write_gallery(
     names: Sequence[str] | None = None,
     per_cluster: int = 12,
 ) -> Path:
-    """Write ``gallery/``: the most certain and the least certain images of every cluster.
+    """Write ``gallery/``, the most and the least certain images of every cluster, and return it.
 
     Parameters
     ----------
     folder : path
         The run folder; made if it is not there.
     images : ndarray of shape (M, C, H, W), uint8
-        Grey (C = 1) or RGB (C = 3). May be a memory map: only the images shown are read.
-    clusters : array-like of shape (M,)
-        The cluster of each image, integers from 0.
-    confidence : array-like of shape (M,)
-        The largest predicted probability of each image.
+        Grey (C = 1) or RGB (C = 3). Of a memory map only the images shown are read.
+    clusters, confidence : array-like of shape (M,)
+        The cluster of each image, from 0, and its probability.
     known : array-like of shape (M,), optional
-        The class of each image, integers from 0, -1 where unknown.
+        The class of each image, from 0, -1 where unknown.
     names : sequence of str, optional
         What the classes are called; by default as they are numbered.
     per_cluster : int >= 1
         Images of a cluster at most: the first half the most certain, the others the least. A
         cluster that has no more is shown whole.
-
-    Returns
-    -------
-    Path
-        The folder ``gallery`` within the run folder.
-
-    Raises
-    ------
-    ValueError
-        For shapes that do not fit, no images, negative clusters, NaN or infinity, or a class
-        without a name.
-    TypeError
-        For images that are not uint8, or clusters and classes that are not integers.
 
     Notes
     -----
@@ -176,23 +149,11 @@ def write_gallery(
     get 2 images of 32 pixels each.
 
     Both files are written whole or not at all, ``index.json`` last, with a checksum of the other.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> import numpy as np
-    >>> from coincide.report import write_gallery
-    >>> images = np.zeros((3, 1, 8, 8), np.uint8)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = write_gallery(folder, images, [0, 1, 1], [0.9, 0.6, 0.8])
-    ...     sorted(file.name for file in path.iterdir())
-    ['images.png', 'index.json']
     """
     _check_images(images)
-    ids = check_clusters(clusters, _OWNER)
-    stated = _checked_confidence(confidence, len(images))
-    if len(ids) != len(images):
-        raise ValueError(_shape_message("clusters", len(images), ids.shape))
+    ids = check_column(check_clusters(clusters, _OWNER), "clusters", _OWNER, len(images))
+    stated = check_column(confidence, "confidence", _OWNER, len(images)).astype(np.float64)
+    check_finite(stated, "confidence", _OWNER)
     per_cluster = check_integer(per_cluster, "per_cluster", _OWNER, low=1)
 
     told = _Told(ids, stated, *_checked_classes(known, names, len(images)))
@@ -280,36 +241,13 @@ def _check_images(images: Array) -> None:
         raise ValueError(parameter_message("images", _OWNER, expected, got))
 
 
-def _shape_message(name: str, M: int, got: tuple[int, ...]) -> str:
-    return parameter_message(name, _OWNER, f"of shape ({M},), one value for each image", got)
-
-
-def _checked_confidence(confidence: ArrayLike, M: int) -> NDArray[np.float64]:
-    values = np.asarray(confidence)
-    if values.shape != (M,):
-        raise ValueError(_shape_message("confidence", M, values.shape))
-    if values.dtype.kind not in "fiu":
-        raise TypeError(
-            parameter_message("confidence", _OWNER, "of real numbers", str(values.dtype))
-        )
-    finite = np.isfinite(values)
-    if not finite.all():
-        row = int(finite.argmin())
-        raise ValueError(
-            f"The 'confidence' parameter of {_OWNER} must be finite. Row {row} is {values[row]}."
-        )
-    return values.astype(np.float64)
-
-
 def _checked_classes(
     known: ArrayLike | None, names: Sequence[str] | None, M: int
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Return the class of each row, -1 where unknown, and the names of the classes."""
     if known is None:
         return np.full(M, UNKNOWN), []
-    classes = np.asarray(known)
-    if classes.shape != (M,):
-        raise ValueError(_shape_message("known", M, classes.shape))
+    classes = check_column(known, "known", _OWNER, M)
     if classes.dtype.kind not in "iu":
         raise TypeError(parameter_message("known", _OWNER, "of integers", str(classes.dtype)))
     highest = int(classes.max())

@@ -47,17 +47,10 @@ class Card:
 
 @dataclass(frozen=True)
 class GalleryCards:
-    """The gallery of the page.
+    """The gallery of the page; the note says what is shown, and what is not.
 
-    Attributes
-    ----------
-    note : str
-        What is shown, and what is not.
-    cards : list of Card
-    is_tiny : bool
-        Whether the images are to be enlarged pixel by pixel.
-    is_short : bool
-        Whether there are so few images in a row that two rows fit beside each other.
+    ``is_tiny`` images are to be enlarged pixel by pixel; where rows are short, ``is_short``, two of
+    them fit beside each other.
     """
 
     note: str

@@ -18,7 +18,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import ArrayLike, NDArray
 
-from coincide._checks import check_option
+from coincide._checks import check_option, parameter_message
 from coincide._files import replacing
 from coincide.report.run_folder import LABELS_CSV, LABELS_PARQUET
 
@@ -36,6 +36,8 @@ TYPES = {  # as read back for the page
     "entropy": pa.float64(),
 }
 
+_OWNER = "write_labels"
+
 # Values of one real dtype, known only at run time.
 Array = NDArray[Any]
 
@@ -48,11 +50,6 @@ class Extremes:
     cluster: Array
     confidence: Array
     entropy: Array
-
-    @classmethod
-    def nothing(cls) -> Extremes:
-        """Return no rows."""
-        return cls(np.empty(0, int), np.empty(0, int), np.empty(0), np.empty(0))
 
     def joined(self, block: Extremes, sign: int) -> Extremes:
         """Return the outermost rows of both: the most certain for sign -1, the least for 1.
@@ -70,16 +67,7 @@ class Extremes:
 class LabelSummary:
     """What the page says about a labels file of any length.
 
-    Attributes
-    ----------
-    sizes : ndarray of shape (K,)
-        Rows in each cluster.
-    mean_confidence, mean_entropy : float
-        Over all rows.
-    confidence_counts, entropy_counts : ndarray of shape (N_BINS,)
-        Histograms over [1/K, 1] and [0, ln K].
-    most_certain, least_certain : Extremes
-        The rows at both ends.
+    The counts are histograms over [1/K, 1] and [0, ln K], of :data:`N_BINS` bins.
     """
 
     sizes: NDArray[np.int64]
@@ -110,17 +98,14 @@ def write_labels(
     *,
     format: str = "auto",
 ) -> Path:
-    r"""Write ``labels.csv`` or ``.parquet``: row, cluster, confidence, entropy[, p0, p1, ...].
+    """Write ``labels.csv`` or ``.parquet``: row, cluster, confidence, entropy[, p0, p1, ...].
 
     Parameters
     ----------
     folder : path
         The run folder; made if it is not there.
-    clusters : array-like of shape (M,)
-        The cluster of each row, integers from 0.
-    confidence, entropy : array-like of shape (M,)
-        The largest predicted probability of each row, and the entropy of its K probabilities in
-        nats.
+    clusters, confidence, entropy : array-like of shape (M,)
+        Of each row the cluster, from 0, its probability, and the entropy of all K in nats.
     probabilities : array-like of shape (M, K), optional
         Written as columns p0, p1, ... if given. A memory map is read in blocks.
     format : {"auto", "csv", "parquet"}
@@ -132,36 +117,19 @@ def write_labels(
         The file written, whole or not at all. A labels file of the other format in the folder is
         stale from then on, and is removed.
 
-    Raises
-    ------
-    ValueError
-        For shapes that do not fit, no rows, negative clusters, or NaN and infinity anywhere.
-    TypeError
-        For clusters that are not integers, or values that are not real numbers.
-
     Notes
     -----
     Numbers keep their dtype and are written so that they read back equal; float16, which CSV
     knows nothing of, is written as float32.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from coincide.report import write_labels
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = write_labels(folder, [1, 0], [0.75, 0.5], [0.5625, 0.6875])
-    ...     print(path.name, path.read_text(), sep="\n")
-    labels.csv
-    "row","cluster","confidence","entropy"
-    0,1,0.75,0.5625
-    1,0,0.5,0.6875
-    <BLANKLINE>
     """
-    format = check_option(format, "format", "write_labels", ("auto", "csv", "parquet"))
-    columns = _checked_columns(clusters, confidence, entropy)
-    table = _checked_probabilities(probabilities, len(columns["cluster"]))
+    format = check_option(format, "format", _OWNER, ("auto", "csv", "parquet"))
+    columns = {"cluster": check_clusters(clusters, _OWNER)}
+    M = len(columns["cluster"])
+    for name, values in (("confidence", confidence), ("entropy", entropy)):
+        columns[name] = check_column(values, name, _OWNER, M)
+    table = _checked_probabilities(probabilities, M)
     if format == "auto":
-        format = "parquet" if len(columns["cluster"]) >= PARQUET_FROM_ROWS else "csv"
+        format = "parquet" if M >= PARQUET_FROM_ROWS else "csv"
     folder = Path(folder)
     parquet = format == "parquet"
     path, stale = folder / LABELS_CSV, folder / LABELS_PARQUET
@@ -185,21 +153,16 @@ def write_labels(
 def summarize_labels(folder: Path, n_clusters: int) -> LabelSummary:
     """Return the summary of the folder's labels file, read once in blocks.
 
-    Raises
-    ------
-    FileNotFoundError
-        If there is no labels file.
-    ValueError
-        If there are two, or one is damaged, empty, or at odds with ``n_clusters``.
+    A file that is absent, damaged, empty, or at odds with ``n_clusters`` is refused.
     """
     path = _labels_path(folder)
     K = n_clusters
-    lowest, widest = (1 / K, math.log(K)) if K > 1 else (0.0, 1.0)
+    lowest, widest = limits(K)
     sizes = np.zeros(K, np.int64)
     confidence_counts = np.zeros(N_BINS, np.int64)
     entropy_counts = np.zeros(N_BINS, np.int64)
     sum_confidence = sum_entropy = 0.0
-    most = least = Extremes.nothing()
+    most = least = Extremes(np.empty(0, int), np.empty(0, int), np.empty(0), np.empty(0))
     for block in _read_blocks(path):
         _check_block(block, path, K, lowest, widest)
         sizes += np.bincount(block.cluster.astype(np.int64), minlength=K)
@@ -222,6 +185,11 @@ def summarize_labels(folder: Path, n_clusters: int) -> LabelSummary:
     )
 
 
+def limits(n_clusters: int) -> tuple[float, float]:
+    """Return the least confidence and the most entropy that K probabilities can have."""
+    return (1 / n_clusters, math.log(n_clusters)) if n_clusters > 1 else (0.0, 1.0)
+
+
 def check_clusters(clusters: ArrayLike, owner: str) -> Array:
     """Return ``clusters`` as an array, or refuse it: integers from 0, shape (M,), M >= 1."""
     array = np.asarray(clusters)
@@ -242,22 +210,25 @@ def check_clusters(clusters: ArrayLike, owner: str) -> Array:
     return array
 
 
-def _checked_columns(
-    clusters: ArrayLike, confidence: ArrayLike, entropy: ArrayLike
-) -> dict[str, Array]:
-    """Return the three columns as arrays of equal length, or refuse them."""
-    columns = {"cluster": check_clusters(clusters, "write_labels")}
-    M = len(columns["cluster"])
-    for name, values in (("confidence", confidence), ("entropy", entropy)):
-        column = np.asarray(values)
-        if column.shape != (M,):
-            raise ValueError(
-                f"The {name!r} parameter of write_labels must have shape ({M},), one value for"
-                f" each of the clusters. Got shape {column.shape} instead."
-            )
-        _check_real_dtype(column, name)
-        columns[name] = column
-    return columns
+def check_column(values: ArrayLike, name: str, owner: str, n_rows: int) -> Array:
+    """Return one real number a row as an array, or refuse it."""
+    column = np.asarray(values)
+    if column.shape != (n_rows,):
+        expected = f"of shape ({n_rows},), one value a row"
+        raise ValueError(parameter_message(name, owner, expected, column.shape))
+    if column.dtype.kind not in "fiu":
+        raise TypeError(parameter_message(name, owner, "of real numbers", str(column.dtype)))
+    return column
+
+
+def check_finite(values: Array, name: str, owner: str, start: int = 0) -> None:
+    """Refuse NaN and infinity; ``start`` is the number of the first row."""
+    finite = np.isfinite(values)
+    if not finite.all():
+        row = start + int(np.argwhere(~finite)[0, 0])
+        raise ValueError(
+            f"The {name!r} parameter of {owner} must be finite. Row {row} has NaN or infinity."
+        )
 
 
 def _checked_probabilities(probabilities: ArrayLike | None, M: int) -> Array | None:
@@ -267,19 +238,10 @@ def _checked_probabilities(probabilities: ArrayLike | None, M: int) -> Array | N
     table = np.asarray(probabilities)
     if table.ndim != 2 or len(table) != M or table.shape[1] == 0:
         raise ValueError(
-            f"The 'probabilities' parameter of write_labels must have shape ({M}, K)."
-            f" Got shape {table.shape} instead."
+            parameter_message("probabilities", _OWNER, f"of shape ({M}, K)", table.shape)
         )
-    _check_real_dtype(table, "probabilities")
+    check_column(table[:, 0], "probabilities", _OWNER, M)
     return table
-
-
-def _check_real_dtype(values: Array, name: str) -> None:
-    if values.dtype.kind not in "fiu":
-        raise TypeError(
-            f"The {name!r} parameter of write_labels must hold real numbers."
-            f" Got {values.dtype} instead."
-        )
 
 
 def _schema(columns: dict[str, Array], table: Array | None) -> pa.Schema:
@@ -305,11 +267,11 @@ def _batches(
         arrays = [np.arange(block.start, block.stop)]
         for name, column in columns.items():
             arrays.append(column[block])
-            _check_finite(arrays[-1], name, start)
+            check_finite(arrays[-1], name, _OWNER, start)
         if table is not None:
             # One contiguous copy of the transpose: Arrow takes whole columns.
             by_class = np.ascontiguousarray(table[block].T)
-            _check_finite(by_class.T, "probabilities", start)
+            check_finite(by_class.T, "probabilities", _OWNER, start)
             arrays.extend(by_class)
         yield pa.record_batch(
             [
@@ -317,15 +279,6 @@ def _batches(
                 for values, field in zip(arrays, schema, strict=True)
             ],
             schema=schema,
-        )
-
-
-def _check_finite(values: Array, name: str, start: int) -> None:
-    finite = np.isfinite(values)
-    if not finite.all():
-        row = start + int(np.argwhere(~finite)[0, 0])
-        raise ValueError(
-            f"The {name!r} parameter of write_labels must be finite. Row {row} has NaN or infinity."
         )
 
 

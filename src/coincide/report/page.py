@@ -22,7 +22,7 @@ from coincide.report.confusion import MAX_CLASSES, Confusion, read_confusion
 from coincide.report.figures import Plate
 from coincide.report.gallery import Gallery, read_gallery
 from coincide.report.gallery_cards import gallery_cards
-from coincide.report.labels import Extremes, LabelSummary, summarize_labels
+from coincide.report.labels import Extremes, LabelSummary, limits, summarize_labels
 from coincide.report.projection import Projection, read_projection
 from coincide.report.run_folder import (
     METRICS,
@@ -62,38 +62,10 @@ class Score:
 def write_report(folder: str | Path) -> Path:
     """Write ``report.html`` about a run folder: one page that needs no network and no scripts.
 
-    Parameters
-    ----------
-    folder : path
-        Holds ``metrics.json``, ``labels.csv`` or ``labels.parquet``, and ``projection.csv`` and
-        ``gallery/`` if the page is to show them.
-
-    Returns
-    -------
-    Path
-        The file written, whole or not at all. The same folder gives the same page, byte by byte.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder, its metrics or its labels are not there.
-    ValueError
-        If one of its files is damaged, or they cannot belong to one run.
-
-    Notes
-    -----
-    Only ``model.n_clusters`` of the metrics is needed (or ``cluster_sizes``, as long as there are
-    clusters); what else is absent is left out of the page.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from coincide.report import write_labels, write_metrics, write_report
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = write_labels(folder, [0, 1], [0.9, 0.8], [0.33, 0.5])
-    ...     _ = write_metrics(folder, {"model": {"n_clusters": 2}})
-    ...     write_report(folder).name
-    'report.html'
+    It is made of the metrics and the labels, and of the projection and the gallery if they are
+    there. Only ``model.n_clusters`` of the metrics is needed (or ``cluster_sizes``, as long as
+    there are clusters); what else is absent is left out. The same folder gives the same page, byte
+    by byte. Files that are damaged, or cannot belong to one run, are refused.
     """
     folder = Path(folder)
     metrics = read_metrics(folder)
@@ -304,7 +276,7 @@ def _sizes_plate(labels: LabelSummary) -> Plate:
 
 def _certainty_plates(labels: LabelSummary) -> list[Plate]:
     K = labels.n_clusters
-    lowest, widest = (1 / K, math.log(K)) if K > 1 else (0.0, 1.0)
+    lowest, widest = limits(K)
     return [
         Plate(
             "Confidence",

@@ -34,47 +34,12 @@ def write_projection(
     clusters: ArrayLike,
     seed: int,
 ) -> Path:
-    """Write ``projection.csv``: row, x, y, cluster of at most 5,000 rows, by PCA.
+    """Write ``projection.csv``: row, x, y, cluster of at most 5,000 rows, by PCA; return its path.
 
-    The two directions are those of largest variance in the sample.
-
-    Parameters
-    ----------
-    folder : path
-        The run folder; made if it is not there.
-    features : ndarray of shape (M, D), of any real dtype
-        May be a memory map: only the sampled rows are read.
-    clusters : array-like of shape (M,)
-        The cluster of each row, integers from 0.
-    seed : int
-        Chooses the sample; the rows are written in their own order.
-
-    Returns
-    -------
-    Path
-        The file written, whole or not at all.
-
-    Raises
-    ------
-    ValueError
-        For shapes that do not fit, a negative seed, or a sampled row with NaN or infinity.
-    TypeError
-        For features that are not real numbers.
-
-    Notes
-    -----
-    What is not there is 0: y when D = 1, both when M = 1 or all rows are equal.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> import numpy as np
-    >>> from coincide.report import write_projection
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = write_projection(folder, np.array([[1.0], [3.0]]), [0, 1], seed=0)
-    ...     header, *rows = path.read_text().splitlines()
-    >>> header, len(rows)
-    ('"row","x","y","cluster"', 2)
+    The two directions are those of largest variance in the sample, which ``seed`` chooses; the rows
+    are written in their own order. What is not there is 0: y when D = 1, both when M = 1 or all
+    rows are equal. Features are of any real dtype, (M, D); of a memory map only the sampled rows
+    are read. A sampled row with NaN or infinity is refused.
     """
     features = np.asanyarray(features)
     labels = check_clusters(clusters, "write_projection")

@@ -26,41 +26,11 @@ Kind = TypeVar("Kind", dict[str, Any], list[Any])
 
 
 def write_metrics(folder: str | Path, metrics: Mapping[str, object]) -> Path:
-    """Write ``metrics.json``, which is always valid JSON.
+    """Write ``metrics.json``, which is always valid JSON, and return its path.
 
-    Parameters
-    ----------
-    folder : path
-        The run folder; made if it is not there.
-    metrics : mapping
-        Dictionaries with string keys, lists, tuples, strings, paths, numbers, booleans and None,
-        nested at will. NumPy numbers and arrays are written as numbers and lists.
-
-    Returns
-    -------
-    Path
-        The file written.
-
-    Raises
-    ------
-    TypeError
-        If a key is not a string, or a value is of another kind; the sentence says where.
-
-    Notes
-    -----
-    JSON has no NaN and no infinity: both are written as null.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> from coincide.report import write_metrics
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     print(write_metrics(folder, {"schema": 1, "gap": float("nan")}).read_text())
-    {
-      "schema": 1,
-      "gap": null
-    }
-    <BLANKLINE>
+    Metrics are dictionaries with string keys, lists, tuples, strings, paths, numbers, booleans and
+    None, nested at will, NumPy's numbers and arrays among them. Anything else is refused by its
+    place. JSON has no NaN and no infinity: both are written as null.
     """
     plain = to_json(metrics, "metrics", _plain)
     text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)

@@ -20,15 +20,9 @@ MAX_STARTS = 12  # shown
 
 @dataclass(frozen=True)
 class Starts:
-    """The table of the starts.
+    """The table of the starts, those that got furthest first.
 
-    Attributes
-    ----------
-    rounds : int
-    lines : list of (str, list of (str, bool))
-        For each start its seed, and for each round that it was in, its loss and whether it went
-        on. Those that got furthest come first.
-    caption : str
+    A line is a start's seed, and for each round that it was in, its loss and whether it went on.
     """
 
     rounds: int

@@ -152,27 +152,11 @@ def affine_maps(
     ``x = center + part ∘ R(angle) S(shear) F (p - 2 shift) / zoom`` with ``F`` the mirror, both in
     coordinates from -1 to 1; rotation and shear act on pixels, whatever the sides.
 
-    Parameters
-    ----------
-    angle : Tensor of shape (n,)
-        Radians, counterclockwise as seen on the screen.
-    zoom : Tensor of shape (n,)
-        Above 1 enlarges.
-    shear, shift : Tensor of shape (2, n)
-        Along x and y; the shift, as a share of the side, to the right and down.
-    part : Tensor of shape (2, n)
-        Shares of width and height that the view shows, in (0, 1].
-    place : Tensor of shape (2, n)
-        Where the part lies: -1 at the left or upper edge, 1 at the other.
-    mirrored : Tensor of shape (n,), bool
-        Whether left and right are exchanged.
-    aspect : float
-        Height over width.
-
-    Returns
-    -------
-    Tensor of shape (n, 2, 3)
-        As :func:`torch.nn.functional.affine_grid` takes it, with ``align_corners=False``.
+    Angles are in radians, counterclockwise as seen on the screen; a zoom above 1 enlarges. Shear
+    and shift, ``(2, n)``, are along x and y, the shift as a share of the side to the right and
+    down. ``part`` are the shares of width and height that the view shows, and ``place`` where it
+    lies: -1 at the left or upper edge, 1 at the other. ``aspect`` is height over width. The maps,
+    ``(n, 2, 3)``, are as :func:`torch.nn.functional.affine_grid` takes them.
     """
     cos, sin = angle.cos() / zoom, angle.sin() / zoom
     sign = torch.where(mirrored, -1.0, 1.0)
@@ -188,16 +172,7 @@ def affine_maps(
 
 
 def warp(images: Tensor, maps: Tensor, outside: Outside) -> Tensor:
-    """Return the images seen through affine maps, bilinearly interpolated.
-
-    Parameters
-    ----------
-    images : Tensor of shape (n, C, H, W)
-    maps : Tensor of shape (n, 2, 3)
-        From :func:`affine_maps`.
-    outside : {"background", "reflection"}
-        As for :class:`Warp`.
-    """
+    """Return the images seen through :func:`affine_maps`, bilinearly interpolated."""
     # kornia's random crop, affine map and flip, one after the other, interpolate twice and take
     # 4.3 times as long as a Warp of all three.
     grid = F.affine_grid(maps, list(images.shape), align_corners=False)
@@ -282,20 +257,12 @@ def adjust_colors(
 
 
 def chroma_maps(saturation: Tensor, angle: Tensor) -> Tensor:
-    """Return the matrices that scale and turn the chroma and leave the luma.
+    """Return the matrices, ``(n, 3, 3)``, that scale and turn the chroma and leave the luma.
 
     ``L + s (cos θ (I - L) + sin θ J)`` with ``L x`` the gray of the luma of ``x`` and ``J`` a
-    quarter turn about the axis of grays, moved along it to luma 0. Grays stay as they are.
-
-    Parameters
-    ----------
-    saturation, angle : Tensor of shape (n,)
-        Factor and radians; a positive angle turns red towards yellow, as in HSV, whose hue it
-        moves by the same angle within two degrees.
-
-    Returns
-    -------
-    Tensor of shape (n, 3, 3)
+    quarter turn about the axis of grays, moved along it to luma 0. Grays stay as they are. A
+    positive angle turns red towards yellow, as in HSV, whose hue it moves by the same angle within
+    two degrees.
     """
     luma = saturation.new_tensor(_LUMA).expand(3, 3)
     chroma = torch.eye(3, device=luma.device) - luma

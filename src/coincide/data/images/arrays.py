@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from coincide.data import vectors
-from coincide.data.errors import Array, SourceError, check_known
-from coincide.data.images.decoding import first_line
+from coincide.data.errors import Array, SourceError, check_known, first_line
 from coincide.data.images.listing import check_only_split, encode_labels
 
 _SUFFIXES = (".npy", ".npz")
@@ -39,18 +38,8 @@ def read_pixels(
 ) -> Pixels | None:
     """Return the images of an array source, or None if the source is of another kind.
 
-    Parameters
-    ----------
-    source : str, Path or array
-    split : str
-        Of an ``.npz``: arrays such as ``x_train`` or ``test_images`` are of that split.
-    label_column : str or None
-        The array of labels in an ``.npz``; by default one of the usual names.
-
-    Raises
-    ------
-    SourceError
-        If the array is no uint8 or [0, 1] images, or the file is damaged.
+    The split is that of an ``.npz``: arrays such as ``x_train`` or ``test_images``; its labels are
+    by default in an array of one of the usual names.
     """
     if not isinstance(source, str | Path):
         found = Pixels("array", _as_bytes(_array(source), "The array"))

@@ -29,16 +29,10 @@ _FORMAT = 1  # of the entries; counted up when images are decoded otherwise than
 
 @dataclass(frozen=True)
 class Decoded:
-    """The images of a source.
+    """The images of a source that can be read, in order, (n, C, H, W); memory-mapped when large.
 
-    Attributes
-    ----------
-    images : ndarray of shape (n, C, H, W), uint8
-        Those that can be read, in order; memory-mapped when large.
-    reasons : dict
-        Why the others cannot, by their number within the source.
-    note : str
-        What was done to them, in a sentence; empty if nothing was.
+    ``reasons`` is why the others cannot, by their number within the source; ``note`` what was done
+    to them, in a sentence.
     """
 
     images: Array
@@ -57,15 +51,10 @@ def fingerprint(files: Sequence[Path], options: object) -> str:
 
 
 class ImageStore:
-    """Puts blocks of images under each other, and remembers them.
+    """Puts blocks of images under each other, and remembers them in the folder of a cache.
 
-    Parameters
-    ----------
-    folder : Path, optional
-        Of the cache; without it nothing is remembered, and what is large goes to a temporary
-        file that vanishes with the array.
-    key : str
-        The :func:`fingerprint` of what is decoded.
+    Without a folder nothing is remembered, and what is large goes to a temporary file that vanishes
+    with the array. The key is the :func:`fingerprint` of what is decoded.
     """
 
     def __init__(self, folder: Path | None = None, key: str = "") -> None:
@@ -92,20 +81,7 @@ class ImageStore:
         return Decoded(images, reasons, note) if fits else None
 
     def collect(self, blocks: Iterable[Array], rows: int, shape: tuple[int, ...]) -> Array:
-        """Return the blocks under each other: in memory, or a memory map when large.
-
-        Parameters
-        ----------
-        blocks : iterable of ndarray of shape (n, C, H, W), uint8
-            At most ``rows`` rows in all.
-        rows : int
-        shape : (C, H, W)
-
-        Raises
-        ------
-        SourceError
-            If a large array cannot be written to disk.
-        """
+        """Return blocks (n, C, H, W) under each other, ``rows`` at most; mapped when large."""
         if rows * math.prod(shape) > LARGE:
             return self._write(blocks, rows, shape)
         images = np.empty((rows, *shape), np.uint8)

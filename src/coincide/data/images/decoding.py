@@ -7,7 +7,6 @@ threads on a few chunks at a time: never are all the encoded images held, and th
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +21,8 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from coincide.data.errors import Array, SourceError
+from coincide._threads import allowed_threads
+from coincide.data.errors import Array, SourceError, first_line
 from coincide.data.images.cache import Decoded, ImageStore
 
 CHUNK = 64  # images that a thread takes at once
@@ -75,28 +75,11 @@ def decode_images(
 
     Grey stays grey if all are; transparency is laid on white; 16-bit grey is scaled to 8 bits;
     the EXIF orientation is applied. What has another size is resized with antialiasing, its
-    aspect kept, and the center cut out.
+    aspect kept, and the center cut out. The size is by default the common one, if no side is above
+    256; else a square, its side the smaller of 64 and the median of the shorter sides.
 
-    Parameters
-    ----------
-    chunks : callable
-        Starts over and yields the images in order, a list at a time.
-    count : int
-        How many there are.
-    store : ImageStore
-        Where the array goes: memory, or a file when it is large.
-    image_size : (height, width), optional
-        By default the common size, if no side is above 256; else a square, its side the smaller
-        of 64 and the median of the shorter sides.
-    channels : {1, 3}, optional
-        Grey or RGB; by default grey if all images are.
-    progress : callable, optional
-        Called with the number of images decoded and of all.
-
-    Raises
-    ------
-    SourceError
-        If the source yields another number of images than ``count``.
+    ``chunks`` starts over and yields the images in order, ``count`` of them; ``store`` is where the
+    array goes, and ``progress`` is called with the number of images decoded and of all.
     """
     with _pillow_refuses_bombs():
         headers, reasons = _read_headers(chunks, count)
@@ -225,7 +208,7 @@ def _decode_chunk(plan: _Plan, numbered: list[tuple[int, Item]]) -> tuple[Array,
 
 def _mapped(function: Callable[[_Input], _Result], inputs: Iterable[_Input]) -> Iterator[_Result]:
     """Yield the results in order from a pool of threads, with few inputs in flight."""
-    workers = min(8, _usable_cores())
+    workers = min(8, allowed_threads())
     waiting: deque[Future[_Result]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         for each in inputs:
@@ -234,12 +217,6 @@ def _mapped(function: Callable[[_Input], _Result], inputs: Iterable[_Input]) -> 
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @contextmanager
@@ -268,13 +245,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"it has more than {Image.MAX_IMAGE_PIXELS or 0:,} pixels"
     return first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an error of another library says, in a line."""
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    lines = text.strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _open(item: Item) -> Image.Image:

@@ -27,21 +27,10 @@ _DATASETS_SUFFIXES = (".arrow", ".csv", ".json", ".jsonl", ".tar", ".zip")
 def list_folder(root: Path, split: str, label_column: str | None) -> Listing | None:
     """List a folder of images; None if it holds none, but files that `datasets` may know.
 
-    Parameters
-    ----------
-    root : Path
-        Holds images, or one folder of images per class, at any depth; or such folders named
-        ``train``, ``test``, ``validation`` or the like, and no others. What lies in
-        ``unlabeled/``, or beside the folders of classes, has no class.
-    split : str
-        Which of the latter; ``unlabeled/`` beside them belongs to ``train``.
-    label_column : str or None
-        Refused: a folder has none.
-
-    Raises
-    ------
-    SourceError
-        If it holds no images, or no such split.
+    It holds images, or one folder of images per class, at any depth; or such folders named
+    ``train``, ``test``, ``validation`` or the like, and no others, of which ``split`` names one.
+    What lies in ``unlabeled/``, or beside the folders of classes, has no class; ``unlabeled/``
+    beside splits belongs to ``train``.
     """
     skipped: list[tuple[str, str]] = []
     groups = _by_class(root, split, skipped)

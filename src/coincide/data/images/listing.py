@@ -25,20 +25,9 @@ _SPLIT_WORDS = {
 class Listing:
     """The images of a source, still encoded.
 
-    Attributes
-    ----------
-    name : str
-        What the source is called.
-    ids : sequence of M str
-        What each image is called: its path within the folder, or its row.
-    chunks : callable
-        Starts over and yields the images in order, a list at a time.
-    labels : ndarray of shape (M,), int64, or None
-    label_names : tuple of str, or None
-    files : tuple of Path, or None
-        The files that all of it comes from; None where that cannot be said.
-    skipped : list of (str, str)
-        What was passed over, and why.
+    ``ids`` is what each image is called: its path within the folder, or its row. ``chunks`` starts
+    over and yields the images in order, a list at a time. ``files`` are those that all of it comes
+    from, None where that cannot be said; ``skipped`` what was passed over, and why.
     """
 
     name: str
@@ -72,27 +61,12 @@ def check_only_split(where: object, split: str) -> None:
 def encode_labels(
     values: Iterable[object], where: str, names: Sequence[str] | None = None
 ) -> tuple[Array | None, tuple[str, ...] | None]:
-    """Return class codes, -1 where unknown, and what they stand for.
+    """Return class codes, -1 where unknown, and what they stand for, or None for both.
 
-    Parameters
-    ----------
-    values : iterable
-        Integers, whole numbers, or text, one per image; None, NaN, blanks and -1 are unknown.
-    where : str
-        Where they come from, for messages.
-    names : sequence of C str, optional
-        The classes 0 … C-1; without it the values found, sorted, are the classes.
-
-    Returns
-    -------
-    labels : ndarray of shape (M,), int64, or None
-        None if no class is known.
-    label_names : tuple of C str, or None
-
-    Raises
-    ------
-    SourceError
-        For other kinds of values, text beside numbers, and codes outside of ``names``.
+    Values are integers, whole numbers, or text, one per image; None, NaN, blanks and -1 are
+    unknown. ``names`` are those of the classes 0 … C-1; without them the values found, sorted, are
+    the classes. Other kinds of values, text beside numbers, and codes outside of ``names`` are
+    refused; ``where`` says where they come from.
 
     Examples
     --------

@@ -249,13 +249,8 @@ def _shown(listing: Listing, row: int) -> str:
 class ImageRows:
     """Images as float32 tensors in [0, 1] on a device, by the numbers of their rows.
 
-    Images in memory go to the device once, as bytes; of a memory map only the rows asked for
-    are read.
-
-    Parameters
-    ----------
-    images : ndarray of shape (M, C, H, W), uint8
-    device : torch.device
+    Images in memory, (M, C, H, W) of uint8, go to the device once, as bytes; of a memory map only
+    the rows asked for are read.
     """
 
     def __init__(self, images: Array, device: torch.device) -> None:
@@ -279,26 +274,10 @@ class ImageRows:
 
 
 def channel_statistics(images: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the mean and the standard deviation of every channel, in [0, 1].
+    """Return the mean and the standard deviation of every channel, in [0, 1], ``(C,)`` of float64.
 
     Exact on at most 10,000 images spread evenly over all. A channel that is constant gets the
     standard deviation 1, so that dividing by it changes nothing.
-
-    Parameters
-    ----------
-    images : ndarray of shape (M, C, H, W), uint8
-
-    Returns
-    -------
-    mean, std : ndarray of shape (C,), float64
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from coincide.data.images import channel_statistics
-    >>> mean, std = channel_statistics(np.array([0, 255], np.uint8).reshape(2, 1, 1, 1))
-    >>> float(mean[0]), float(std[0])
-    (0.5, 0.5)
     """
     _check_images(images, "channel_statistics")
     chosen = np.linspace(0, len(images) - 1, min(len(images), _STATISTICS_ROWS)).astype(np.int64)

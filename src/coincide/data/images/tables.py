@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -15,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from coincide._names import closest
-from coincide.data.errors import SourceError, check_known, quoted
-from coincide.data.images.decoding import CHUNK, Item, first_line
+from coincide.data.errors import SourceError, check_known, first_line, quoted
+from coincide.data.images.decoding import CHUNK, Item
 from coincide.data.images.listing import (
     Listing,
     canonical_split,
@@ -24,6 +22,7 @@ from coincide.data.images.listing import (
     choose_split,
     encode_labels,
 )
+from coincide.data.tables import described_columns, reading_parquet
 from coincide.data.vectors import BUILT_IN
 
 # What `datasets` calls a set on the hub.
@@ -74,19 +73,9 @@ def _parts_of_split(folder: Path, parts: list[Path], split: str) -> list[Path]:
 def list_parquet(path: Path, split: str, label_column: str | None) -> Listing:
     """List a Parquet file, or the parts of a split in a folder.
 
-    Parameters
-    ----------
-    path : Path
-    split : str
-        A file is all ``train``; in a folder the paths of the parts say it, as in
-        ``test-00000-of-00001.parquet``, and a part that says nothing is of ``train``.
-    label_column : str or None
-        By default ``label``, or the first column that `datasets` describes as classes.
-
-    Raises
-    ------
-    SourceError
-        If a file is damaged, or there is no such split or column.
+    A file is all ``train``; in a folder the paths of the parts say it, as in
+    ``test-00000-of-00001.parquet``, and a part that says nothing is of ``train``. The labels are by
+    default ``label``, or the first column that `datasets` describes as classes.
     """
     if path.is_dir():
         parts = _parts_of_split(path, parquet_parts(path), split)
@@ -100,14 +89,14 @@ def list_parquet(path: Path, split: str, label_column: str | None) -> Listing:
         )
     rows, schema = 0, pa.schema([])
     for part in parts:
-        with _reading(part), pq.ParquetFile(part) as file:
+        with reading_parquet(part), pq.ParquetFile(part) as file:
             if rows and file.schema_arrow.names != schema.names:
                 raise SourceError(f"{part} has other columns than {parts[0].name} beside it.")
             rows, schema = rows + file.metadata.num_rows, file.schema_arrow
 
     def batches(column: str) -> Iterator[pa.Array]:
         for part in parts:
-            with _reading(part), pq.ParquetFile(part) as file:
+            with reading_parquet(part), pq.ParquetFile(part) as file:
                 # PyArrow's threads would only wait beside those that decode.
                 for batch in file.iter_batches(CHUNK, columns=[column], use_threads=False):
                     yield batch.column(0)
@@ -117,20 +106,11 @@ def list_parquet(path: Path, split: str, label_column: str | None) -> Listing:
     return _list_table(_Table(name, schema, rows, batches, folder, tuple(parts)), label_column)
 
 
-@contextmanager
-def _reading(part: Path) -> Iterator[None]:
-    """Turn what PyArrow raises into a sentence about the file."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{part} cannot be read as Parquet ({first_line(error)}).") from error
-
-
 # Any table
 
 
 def _list_table(table: _Table, label_column: str | None) -> Listing:
-    kinds = _feature_kinds(table.schema)
+    kinds = described_columns(table.schema)
     column = _image_column(table, kinds)
     label = _label_column(table, kinds, label_column)
     labels, label_names = None, None
@@ -145,15 +125,6 @@ def _list_table(table: _Table, label_column: str | None) -> Listing:
 
     ids = [str(row) for row in range(table.rows)]
     return Listing(table.name, ids, chunks, labels, label_names, table.files)
-
-
-def _feature_kinds(schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """Return the description of the columns that `datasets` wrote beside the data."""
-    try:
-        described = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: kind for name, kind in described.items() if isinstance(kind, dict)}
-    except (KeyError, TypeError, AttributeError, ValueError):  # absent, or of another shape
-        return {}
 
 
 def _image_column(table: _Table, kinds: dict[str, dict[str, Any]]) -> str:

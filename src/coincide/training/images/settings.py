@@ -37,13 +37,7 @@ _SHARED_OPTIONS = ("fairness", "objective", "solver")
 
 
 def fill_in(config: ImageTrainingConfig, source: ImageSource) -> ImageTrainingConfig:
-    """Return the settings with what was left open decided by the images.
-
-    Raises
-    ------
-    ValueError
-        If the number of clusters is neither given nor told by labels.
-    """
+    """Return the settings with what was left open decided by the images."""
     count, n_channels, height, width = source.images.shape
     pixels = source.images.size
     n_clusters = config.n_clusters
