@@ -165,12 +165,7 @@ def match_clusters(table: ArrayLike) -> NDArray[np.int64]:
 
 
 def accuracy_of_table(table: ArrayLike) -> float:
-    """Return :func:`clustering_accuracy` from a contingency table.
-
-    Parameters
-    ----------
-    table : array-like of int, shape (n_true, n_pred)
-        A contingency table.
+    """Return :func:`clustering_accuracy` from a :func:`contingency_table`.
 
     Examples
     --------
@@ -184,13 +179,9 @@ def accuracy_of_table(table: ArrayLike) -> float:
 def nmi_of_table(table: ArrayLike) -> float:
     """Return the mutual information of class and cluster over the mean of their entropies.
 
-    In [0, 1], as scikit-learn's ``normalized_mutual_info_score``: 1 for one class and one cluster,
-    0 where only one of them is single, for then there is nothing to share.
-
-    Parameters
-    ----------
-    table : array-like of int, shape (n_true, n_pred)
-        A contingency table.
+    From a :func:`contingency_table`. In [0, 1], as scikit-learn's
+    ``normalized_mutual_info_score``: 1 for one class and one cluster, 0 where only one of them is
+    single, for then there is nothing to share.
 
     Examples
     --------
@@ -216,12 +207,8 @@ def nmi_of_table(table: ArrayLike) -> float:
 def ari_of_table(table: ArrayLike) -> float:
     """Return the share of pairs of points on which both labelings agree, corrected for chance.
 
-    In [-1/2, 1], 0 on average for random labels: scikit-learn's ``adjusted_rand_score``.
-
-    Parameters
-    ----------
-    table : array-like of int, shape (n_true, n_pred)
-        A contingency table.
+    From a :func:`contingency_table`. In [-1/2, 1], 0 on average for random labels: scikit-learn's
+    ``adjusted_rand_score``.
 
     Examples
     --------

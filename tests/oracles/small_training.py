@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from coincide.losses import collision_cross_entropy
-from coincide.methods import UNKNOWN, Method, Outcome
+from coincide.methods import UNKNOWN, BatchLoss, Method
 from coincide.methods.method import weighted_mean
 from coincide.training.loop import Data, Trainer
 
@@ -34,7 +34,7 @@ class SpyMethod(Method):
         loss = weighted_mean(rows, batch.weights)
         self.losses.append(float(loss.detach()))
         self.steps += 1
-        return Outcome(loss, logits, {"step": float(self.steps)}, seen=torch.softmax(plain, 1))
+        return BatchLoss(loss, logits, {"step": float(self.steps)}, seen=torch.softmax(plain, 1))
 
     def state(self):
         return {"steps": torch.tensor(self.steps)}

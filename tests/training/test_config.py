@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from coincide.methods import Method, Outcome
+from coincide.methods import BatchLoss, Method
 from coincide.networks import Network
 from coincide.training.config import _LEAST_EPOCHS, _LEAST_STEPS, TrainingConfig
 from coincide.training.loop import Data, build_optimizer
@@ -23,7 +23,7 @@ class Slope(Method):
 
     def loss(self, network, batch):
         logits = network(batch.plain)
-        return Outcome(sum(parameter.sum() for parameter in network.parameters()), logits)
+        return BatchLoss(sum(parameter.sum() for parameter in network.parameters()), logits)
 
 
 # The configuration

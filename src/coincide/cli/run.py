@@ -20,16 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import entr
 
+from coincide._files import DESCRIPTION, TENSORS
 from coincide.cli.console import machine, print_written, versions
 from coincide.data.images import ImageSource
 from coincide.metrics import score_clustering
 from coincide.report import write_labels, write_metrics, write_projection, write_report
 from coincide.report.run_folder import (
+    GALLERY,
     LABELS_CSV,
     LABELS_PARQUET,
     METRICS,
     PROJECTION,
     REPORT,
+    SCHEMA,
     read_metrics,
 )
 
@@ -41,14 +44,13 @@ _BLOCK_ROWS = 1 << 18  # predicted together, so that only --probabilities keeps 
 CHECKPOINTS = "checkpoints"
 LOG = "log.jsonl"
 IMAGE_NAMES = "images.csv"
-GALLERY = "gallery"
 RUN_FILES = (
     LABELS_CSV,
     LABELS_PARQUET,
     PROJECTION,
     REPORT,
-    "model.safetensors",
-    "model.json",
+    TENSORS,
+    DESCRIPTION,
     IMAGE_NAMES,
     METRICS,
 )
@@ -259,7 +261,7 @@ def describe(
 ) -> dict[str, Any]:
     """Return what ``metrics.json`` says of any run; its timings grow while the run is written."""
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "command": arguments.argv,
         **outcome(found, n_clusters),
         **scores(labels, found),

@@ -66,6 +66,9 @@ def load_source(
 ) -> Source:
     """Read feature vectors, and labels where there are some.
 
+    What cannot be clustered as it stands is refused in one sentence, with the first bad row (rows
+    of data and columns of arrays count from 0).
+
     Parameters
     ----------
     source : str or Path
@@ -83,24 +86,6 @@ def load_source(
     labels : str or Path, optional
         A file of labels, one per row: a 1-D ``.npy``, or a table with one column or a column
         ``label``.
-
-    Returns
-    -------
-    Source
-
-    Raises
-    ------
-    SourceError
-        For everything else: a missing, empty or damaged file, columns that are not numbers,
-        missing or infinite values, labels that do not fit. One sentence, with the first bad
-        row (rows of data and columns of arrays count from 0).
-
-    Examples
-    --------
-    >>> from coincide.data import load_source
-    >>> digits = load_source("digits")
-    >>> digits.features.shape, digits.labels.shape
-    ((1797, 64), (1797,))
     """
     if labels is not None and label_column is not None:
         raise SourceError("Give the labels either as a column or as a file of labels, not both.")

@@ -6,7 +6,7 @@ from coincide._checks import UNKNOWN
 from coincide.methods.collision import CollisionMethod
 from coincide.methods.iic import IIC
 from coincide.methods.imsat import IMSAT
-from coincide.methods.method import AllRows, Batch, Method, Outcome
+from coincide.methods.method import AllRows, Batch, BatchLoss, Method
 from coincide.methods.mi import MutualInformation
 from coincide.methods.miadm import MIADM
 from coincide.methods.scan import SCAN
@@ -33,10 +33,10 @@ __all__ = [
     "UNKNOWN",
     "AllRows",
     "Batch",
+    "BatchLoss",
     "CollisionMethod",
     "Method",
     "MutualInformation",
-    "Outcome",
     "SeLa",
     "SimCLR",
 ]

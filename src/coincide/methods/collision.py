@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from coincide._checks import UNKNOWN, check_integer, check_option
 from coincide.losses import collision_cross_entropy
-from coincide.methods.method import AllRows, Batch, Method, Outcome, weighted_mean
+from coincide.methods.method import AllRows, Batch, BatchLoss, Method, weighted_mean
 from coincide.methods.neighbors import mine_neighbors
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Certificate
@@ -95,7 +95,7 @@ class CollisionMethod(Method):
         drawn = torch.randint(self.n_neighbors, rows.shape)
         return self._neighbors[rows.cpu(), drawn]
 
-    def loss(self, network: nn.Module, batch: Batch) -> Outcome:
+    def loss(self, network: nn.Module, batch: Batch) -> BatchLoss:
         """Return the mean over the views of collision cross-entropy to the batch's labels."""
         changed = batch.views if batch.partners is None else (*batch.views, batch.partners)
         views = None
@@ -117,7 +117,7 @@ class CollisionMethod(Method):
             )
             for view in views
         ]
-        return Outcome(torch.stack(losses).mean(), views[0], seen=probs)
+        return BatchLoss(torch.stack(losses).mean(), views[0], seen=probs)
 
     def labels(
         self, logits: Tensor, weights: Tensor | None = None, known: Tensor | None = None

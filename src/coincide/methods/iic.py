@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from coincide._checks import check_integer, check_real, parameter_message
 from coincide.losses import entropy
-from coincide.methods.method import AllRows, Batch, Method, Outcome
+from coincide.methods.method import AllRows, Batch, BatchLoss, Method
 
 _LEAST = sys.float_info.epsilon  # of an entry of P, as published
 _OVER_CLUSTERS = 5  # over-clusters a cluster
@@ -82,7 +82,7 @@ class IIC(Method):
         del data
         self._over_clustering = (n_epochs - 1 - epoch) % 2 == 1
 
-    def loss(self, network: nn.Module, batch: Batch) -> Outcome:
+    def loss(self, network: nn.Module, batch: Batch) -> BatchLoss:
         """Return the mean loss of the sub-heads, and the logits of the plain rows."""
         backbone, head = network.get_submodule("backbone"), network.get_submodule("head")
         if not isinstance(head, SubHeads):
@@ -99,7 +99,7 @@ class IIC(Method):
         )
         if not self._over_clustering and batch.known is None:
             head.compare(losses.detach())
-        return Outcome(losses.mean(), logits, {"sub_head": float(head.chosen)})
+        return BatchLoss(losses.mean(), logits, {"sub_head": float(head.chosen)})
 
 
 class SubHeads(nn.Module):

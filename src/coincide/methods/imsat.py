@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coincide._checks import check_integer, check_real, parameter_message
-from coincide.methods.method import AllRows, Batch, Method, Outcome, weighted_mean
+from coincide.methods.method import AllRows, Batch, BatchLoss, Method, weighted_mean
 from coincide.methods.mi import check_positive_prior, information_loss
 from coincide.pseudolabels.objectives import Vector
 
@@ -95,7 +95,7 @@ class IMSAT(Method):
         if epoch == 0 and data is not None:
             self._distances = neighbor_distances(data, self.n_neighbors, self.n_references)
 
-    def loss(self, network: nn.Module, batch: Batch) -> Outcome:
+    def loss(self, network: nn.Module, batch: Batch) -> BatchLoss:
         """Return the loss of a batch, the logits of its view (or rows) and the first penalty."""
         if self._distances is None:
             raise RuntimeError("IMSAT has no distances before begin_epoch(0, ...) or restore(...).")
@@ -111,7 +111,7 @@ class IMSAT(Method):
         if self.augment:
             logits = network(batch.views[0]).float()
             loss = loss + weighted_mean(_divergences(log_probs, logits), batch.weights)
-        return Outcome(loss, logits, {"vat": float(adversarial.detach())})
+        return BatchLoss(loss, logits, {"vat": float(adversarial.detach())})
 
     def state(self) -> dict[str, Tensor]:
         """Return the distances, float32 of shape ``(M,)``; nothing before the first epoch."""

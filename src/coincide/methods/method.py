@@ -46,7 +46,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class BatchLoss:
     """What a method makes of a batch.
 
     Attributes
@@ -116,7 +116,7 @@ class Method:
         del rows
         return None
 
-    def loss(self, network: nn.Module, batch: Batch) -> Outcome:
+    def loss(self, network: nn.Module, batch: Batch) -> BatchLoss:
         """Return the loss of a batch and the logits of its rows."""
         raise NotImplementedError
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from coincide._checks import check_integer, check_prior, check_real, parameter_message
 from coincide.losses.collision import weighted_logsumexp
-from coincide.methods.method import Batch, Method, Outcome, weighted_mean
+from coincide.methods.method import Batch, BatchLoss, Method, weighted_mean
 from coincide.pseudolabels.objectives import Vector
 
 
@@ -47,10 +47,10 @@ class MutualInformation(Method):
         self.prior = check_positive_prior(self.prior, self.n_clusters, owner)
         check_real(self.fairness, "fairness", owner)
 
-    def loss(self, network: nn.Module, batch: Batch) -> Outcome:
+    def loss(self, network: nn.Module, batch: Batch) -> BatchLoss:
         """Return the loss of a batch and the logits of its changed view."""
         logits = network(batch.views[0]).float()
-        return Outcome(information_loss(logits, self.prior, self.fairness, batch.weights), logits)
+        return BatchLoss(information_loss(logits, self.prior, self.fairness, batch.weights), logits)
 
 
 def information_loss(

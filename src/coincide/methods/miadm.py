@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coincide._checks import check_integer, check_option, check_prior, check_real
-from coincide.methods.method import Batch, Method, Outcome, weighted_mean
+from coincide.methods.method import Batch, BatchLoss, Method, weighted_mean
 from coincide.pseudolabels import ClosedForm, PseudoLabels, solve_pseudo_labels
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Problem
@@ -71,14 +71,14 @@ class MIADM(Method):
         if self.labels == "sweep" and self.fairness != 1:
             raise ValueError(f"The 'fairness' parameter of {owner} goes with labels='exact' only.")
 
-    def loss(self, network: nn.Module, batch: Batch) -> Outcome:
+    def loss(self, network: nn.Module, batch: Batch) -> BatchLoss:
         """Return the loss of a batch, the logits of its changed view and the gap of (5)."""
         with torch.no_grad():
             probs = torch.softmax(network(batch.plain).float(), 1)
         found = self.targets(probs, batch.known, batch.weights)
         logits = network(batch.views[0]).float()
         rows = F.cross_entropy(logits, found.labels, reduction="none")
-        return Outcome(weighted_mean(rows, batch.weights), logits, {"gap": found.gap})
+        return BatchLoss(weighted_mean(rows, batch.weights), logits, {"gap": found.gap})
 
     def targets(
         self, probs: Tensor, known: Tensor | None = None, weights: Tensor | None = None

@@ -21,8 +21,8 @@ from coincide.losses import collision_cross_entropy, entropy
 from coincide.methods.method import (
     AllRows,
     Batch,
+    BatchLoss,
     Method,
-    Outcome,
     mean_probs,
     weighted_mean,
 )
@@ -89,7 +89,7 @@ class SCAN(Method):
         drawn = torch.randint(self._neighbors.shape[1], rows.shape)
         return self._neighbors[rows.cpu(), drawn].to(rows.device)
 
-    def loss(self, network: nn.Module, batch: Batch) -> Outcome:
+    def loss(self, network: nn.Module, batch: Batch) -> BatchLoss:
         """Return the loss of the phase, and the logits of the changed view."""
         logits = network(batch.views[0]).float()
         if not self._self_labeling:
@@ -98,7 +98,7 @@ class SCAN(Method):
             loss = neighbor_loss(
                 logits, neighbors, entropy_weight=self.entropy_weight, weights=batch.weights
             )
-            return Outcome(loss, logits)
+            return BatchLoss(loss, logits)
         with torch.no_grad():
             confidence, labels = network(batch.plain).float().softmax(1).max(1)
         confident = confidence > self.threshold
@@ -108,7 +108,7 @@ class SCAN(Method):
             confident = confident | is_known
         counted = confident.float() if batch.weights is None else confident * batch.weights.float()
         loss = balanced_cross_entropy(logits, labels, counted)
-        return Outcome(loss, logits, {"confident": float(confident.float().mean())})
+        return BatchLoss(loss, logits, {"confident": float(confident.float().mean())})
 
     def state(self) -> dict[str, Tensor]:
         """Return the neighbors, ``(M, n_neighbors)``."""

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coincide._checks import UNKNOWN, check_integer, check_prior, check_real
-from coincide.methods.method import AllRows, Batch, Method, Outcome, weighted_mean
+from coincide.methods.method import AllRows, Batch, BatchLoss, Method, weighted_mean
 from coincide.pseudolabels import Sinkhorn, solve_pseudo_labels
 from coincide.pseudolabels.objectives import Vector
 
@@ -75,7 +75,7 @@ class SeLa(Method):
         elif epoch % self.every == 0:
             self._labels = self.transport(data.logits())
 
-    def loss(self, network: nn.Module, batch: Batch) -> Outcome:
+    def loss(self, network: nn.Module, batch: Batch) -> BatchLoss:
         """Return the cross-entropy of the changed view to the labels; known ones are the truth."""
         if self._labels is None:
             raise RuntimeError("SeLa has no labels before begin_epoch(0, ...) or restore(...).")
@@ -85,7 +85,7 @@ class SeLa(Method):
             known = batch.known.to(logits.device)
             labels = torch.where(known == UNKNOWN, labels, known)
         rows = F.cross_entropy(logits, labels, reduction="none")
-        return Outcome(weighted_mean(rows, batch.weights), logits)
+        return BatchLoss(weighted_mean(rows, batch.weights), logits)
 
     def transport(self, logits: Tensor) -> Tensor:
         """Return balanced hard labels of predictions ``(M, K)``: int64, ``(M,)``."""

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coincide._checks import check_integer, check_real, parameter_message
-from coincide.methods.method import Batch, Method, Outcome, weighted_mean
+from coincide.methods.method import Batch, BatchLoss, Method, weighted_mean
 
 
 @dataclass
@@ -57,7 +57,7 @@ class SimCLR(Method):
         """Return how to build the :class:`ProjectionHead` on ``width`` features."""
         return partial(ProjectionHead, width, self.n_clusters, self.projection_width)
 
-    def loss(self, network: nn.Module, batch: Batch) -> Outcome:
+    def loss(self, network: nn.Module, batch: Batch) -> BatchLoss:
         """Return the loss of the two views, and the classifier's logits of the first."""
         backbone, head = network.get_submodule("backbone"), network.get_submodule("head")
         if not isinstance(head, ProjectionHead):
@@ -67,7 +67,7 @@ class SimCLR(Method):
         first, second = head.projection(features).chunk(2)
         rows = nt_xent(first, second, temperature=self.temperature)
         logits = head(features[: len(first)]).float()
-        return Outcome(weighted_mean(rows, batch.weights), logits)
+        return BatchLoss(weighted_mean(rows, batch.weights), logits)
 
 
 class ProjectionHead(nn.Module):

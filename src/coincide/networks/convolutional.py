@@ -17,8 +17,8 @@ from coincide.networks.network import is_small
 def vgg4(image_shape: ImageShape) -> nn.Sequential:
     """Return the backbone of Table 8: four 5×5 convolutions, with 2×2 max-pooling between them.
 
-    Adapted there from IIC's. The table has a column for each of its data sets, and other images
-    take the nearest:
+    Adapted there (Zhang and Boykov, arXiv 2303.07321) from IIC's. The table has a column for each
+    of its data sets, and other images take the nearest:
 
     ==================================  ======  ====================  ====================
     Images                              Stride  Channels              Features (at)
@@ -28,17 +28,9 @@ def vgg4(image_shape: ImageShape) -> nn.Sequential:
     large (STL10)                       2       128, 256, 512, 1024   1024·1·1 (96 × 96)
     ==================================  ======  ====================  ====================
 
-    Small is a shorter side of up to 64 pixels. Pooling halves a side and drops an odd last pixel,
-    so that ``⌊s/8⌋`` is left of a small image's side ``s``; 224 × 224 gives 1024·2·2 features.
-
-    Parameters
-    ----------
-    image_shape : (C, H, W)
-        Any number of channels; at least 8 × 8 pixels.
-
-    References
-    ----------
-    Zhang and Boykov, arXiv 2303.07321, Table 8; Ji et al. 2019 (IIC).
+    Small is a shorter side of up to 64 pixels, and of 8 at least. Pooling halves a side and drops
+    an odd last pixel, so that ``⌊s/8⌋`` is left of a small image's side ``s``; 224 × 224 gives
+    1024·2·2 features.
     """
     small = is_small(image_shape)
     first = (64 if image_shape[0] == 1 else 32) if small else 128
@@ -54,11 +46,6 @@ def small_conv(image_shape: ImageShape) -> nn.Sequential:
     """Return three 3×3 convolutions of 32, 64 and 128 channels, for images as small as 4 × 4.
 
     2×2 max-pooling follows the first and the third, so that the 8×8 digits give 128·2·2 features.
-
-    Parameters
-    ----------
-    image_shape : (C, H, W)
-        Any number of channels; at least 4 × 4 pixels.
     """
     return nn.Sequential(
         *_convolution(image_shape[0], 32, kernel_size=3),

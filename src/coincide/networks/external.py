@@ -26,12 +26,8 @@ PRETRAINED = "pretrained"
 class Model:
     """A model of another package, without its classifier, for images of three channels.
 
-    Attributes
-    ----------
-    network : nn.Module
-    normalization : tuple of two sequences of 3 floats, or None
-        Mean and standard deviation of the pixels that its weights were trained on; None for a
-        model without weights.
+    Its normalization is the mean and the standard deviation of the pixels that its weights were
+    trained on; None for a model without weights.
     """
 
     network: nn.Module
@@ -88,11 +84,6 @@ def load_model(kind: str) -> Model:
 
     ``weights`` is ``pretrained``, or for torchvision the name of a set of weights such as
     ``IMAGENET1K_V1``. The package fetches and keeps them in its own way.
-
-    Raises
-    ------
-    ImportError
-        If the package is not installed.
     """
     package, _, rest = kind.partition(":")
     name, _, weights = rest.partition(":")

@@ -120,14 +120,7 @@ def _find_network(
 
 
 class ImageBackbone(nn.Module):
-    """Normalization, a network, and its output as rows of features.
-
-    Parameters
-    ----------
-    normalize : nn.Module
-    network : nn.Module
-        From normalized images to anything that :func:`as_features` takes.
-    """
+    """Normalization, a network, and what :func:`as_features` makes of its output."""
 
     def __init__(self, normalize: nn.Module, network: nn.Module) -> None:
         super().__init__()
@@ -140,13 +133,7 @@ class ImageBackbone(nn.Module):
 
 
 def as_features(output: object) -> Tensor:
-    """Return a network's output ``(n, D, ...)`` as rows: maps averaged, tokens flattened.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it is no float tensor, or has no axis beside the batch.
-    """
+    """Return a network's output ``(n, D, ...)`` as rows: maps averaged, tokens flattened."""
     expected = "A network for images must return a float tensor (n, D, ...)."
     if not isinstance(output, Tensor):
         raise TypeError(f"{expected} Got {type(output).__name__} instead.")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from coincide._checks import UNKNOWN
 from coincide._threads import network_entries, threads_for
-from coincide.methods.method import Batch, Method, Outcome
+from coincide.methods.method import Batch, BatchLoss, Method
 from coincide.networks import parameter_groups
 from coincide.training.config import TrainingConfig
 from coincide.training.history import EpochRecord, StepRecord
@@ -206,7 +206,7 @@ class Trainer:
             self._late = torch.cat(ended[len(batches)])
         return self._finish(running, n_epochs)
 
-    def step(self, batch: Batch) -> Outcome:
+    def step(self, batch: Batch) -> BatchLoss:
         """Take one step on a batch and return what the method made of it."""
         self._optimizer.zero_grad(set_to_none=True)
         outcome = self._backward(batch, 1.0, 1.0)
@@ -264,7 +264,7 @@ class Trainer:
             weights=None if weights is None else weights[rows.to(weights.device)],
         )
 
-    def _backward(self, batch: Batch, share: float, known_share: float) -> Outcome:
+    def _backward(self, batch: Batch, share: float, known_share: float) -> BatchLoss:
         """Add the gradient of ``share`` times the method's loss and of that of known classes."""
         with torch.autocast(batch.plain.device.type, torch.bfloat16, enabled=self._half):
             outcome = self.method.loss(self.network, batch)
@@ -274,7 +274,7 @@ class Trainer:
         return replace(outcome, loss=outcome.loss.detach())
 
     @torch.no_grad()
-    def _count(self, rows: Tensor, outcome: Outcome) -> None:
+    def _count(self, rows: Tensor, outcome: BatchLoss) -> None:
         """Note the clusters of a batch's rows as they are seen now."""
         assert self._clusters is not None
         assert self._under_way is not None

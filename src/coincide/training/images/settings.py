@@ -175,11 +175,6 @@ def draw_known(
 
     The labels of a source that leaves some blank are meant to be used, all of them. Of complete
     labels ``labeled_fraction`` are drawn, at least one a class, by the seed.
-
-    Raises
-    ------
-    ValueError
-        If there are no labels to draw from, or more classes than clusters.
     """
     if labels is None:
         if config.labeled_fraction > 0:
