@@ -20,7 +20,7 @@ from coincide.cli import train as train_module
 from coincide.data.images import read_images
 from coincide.methods import METHODS
 from coincide.training.images.model import load_image_model
-from coincide.training.ranks import Alone
+from coincide.training.ranks import Ranks
 from photos import odd_folder, photo, save
 from small_images import (
     OPTIONS,
@@ -529,7 +529,7 @@ def test_two_processes_write_a_run_once(folder):
     np.testing.assert_allclose(predictions, labels, atol=1e-6)
 
 
-class Pair(Alone):
+class Pair(Ranks):
     """The first of two processes, of which the other is asked to stop after its third epoch."""
 
     size = 2

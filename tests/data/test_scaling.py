@@ -142,10 +142,7 @@ def test_the_features_are_neither_shared_nor_changed(monkeypatch, kept):
 
 def test_the_identity_changes_nothing():
     rows = torch.ones(5, 3)
-    assert VectorView().identity
     assert torch.equal(VectorView()(rows), rows)
-    assert not VectorView(dropout=0.1).identity
-    assert not VectorView(noise=0.1).identity
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean():

@@ -156,10 +156,15 @@ def test_summary_matches_numpy(tmp_path, monkeypatch, levels):
 
 
 @pytest.mark.parametrize("n", [1, 4, 10, 30])
-def test_smallest_is_a_sort_cut_short(n):
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_extremes_are_a_sort_cut_short(n, sign):
     generator = np.random.default_rng(n)
-    keys = [generator.integers(3, size=20), generator.integers(3, size=20), np.arange(20)]
-    np.testing.assert_array_equal(labels._smallest(n, keys), np.lexsort(keys[::-1])[:n])
+    columns = (generator.integers(3, size=n) for _ in range(3))
+    cluster, confidence, entropy = (column.astype(float) for column in columns)
+    rows = labels.Extremes(np.arange(n), cluster, confidence, entropy)
+    nothing = labels.Extremes(*(column[:0] for column in vars(rows).values()))
+    order = np.lexsort([rows.row, -sign * entropy, sign * confidence])[:10]
+    np.testing.assert_array_equal(nothing.joined(rows, sign).row, order)
 
 
 # --- metrics --------------------------------------------------------------------------------

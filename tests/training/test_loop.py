@@ -17,7 +17,7 @@ from coincide.training import rows as rows_module
 from coincide.training.config import TrainingConfig
 from coincide.training.history import EpochRecord
 from coincide.training.loop import Data, known_loss
-from coincide.training.ranks import Alone
+from coincide.training.ranks import Ranks
 from coincide.training.rows import PredictedRows
 from small_training import (
     UNIFORM,
@@ -353,7 +353,7 @@ def test_a_method_alone_has_no_sums():
 
 
 def test_a_batch_too_small_for_the_processes_is_refused():
-    class Three(Alone):
+    class Three(Ranks):
         size = 3
 
     trainer = trainer_of(TrainingConfig(batch_size=2), ranks=Three())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from argparse import Namespace
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,39 +36,31 @@ from coincide.data import Source, load_source
 from coincide.metrics import score_clustering
 
 
-@dataclass(frozen=True)
-class Run:
-    """Everything that is known when a clustering has been fitted."""
-
-    arguments: Namespace
-    source: Source
-    model: CollisionClustering
-    found: Prediction
-    timings: Timings
-    notes: list[str]
-
-
 def cluster(arguments: Namespace) -> None:
     """Fit a clustering to a source and write the folder of the run."""
     named = arguments.out is not None
     folder = arguments.out if named else Path(f"coincide-{default_name(arguments.source)}")
     check_folder(folder, replace=arguments.overwrite or not named)
-    run = _fit(arguments)
-    metrics = _describe(run)
+    check_integer(arguments.seed, "seed", "coincide cluster", low=0)
+    timings: Timings = {}
+    with timed(timings, "read"):
+        source = read_vectors(arguments, arguments.columns)
+    with noted() as notes:
+        with timed(timings, "fit"):
+            model = _fit(arguments, source)
+        with timed(timings, "predict"):
+            found = predict_rows(model, source.features, arguments.probabilities)
+    metrics = _describe(arguments, source, model, found, timings) | {"warnings": notes}
+    features = source.features
     written = write_run(
-        arguments,
-        folder,
-        metrics,
-        run.found,
-        features=run.source.features,
-        write_model=run.model.save,
+        arguments, folder, metrics, found, features=features, write_model=model.save
     )
     if not arguments.quiet:
-        if run.source.labels is not None:
-            print(use_of_labels(run.model.n_clusters, arguments.clusters is None))
+        if source.labels is not None:
+            print(use_of_labels(model.n_clusters, arguments.clusters is None))
         print_run(metrics)
         print_written(written)
-    print_notes(run.notes)
+    print_notes(notes)
 
 
 # Reading
@@ -97,35 +88,24 @@ def _n_clusters(asked: int | None, source: Source) -> int:
     return len(source.label_names)
 
 
-# Fitting and predicting
+# Fitting
 
 
-def _fit(arguments: Namespace) -> Run:
-    check_integer(arguments.seed, "seed", "coincide cluster", low=0)
-    timings: Timings = {}
-    with timed(timings, "read"):
-        source = read_vectors(arguments, arguments.columns)
+def _fit(arguments: Namespace, source: Source) -> CollisionClustering:
     n_clusters = _n_clusters(arguments.clusters, source)
-    with noted() as notes:
-        with progress_bar(arguments.quiet, "fitting") as move, timed(timings, "fit"):
+    with progress_bar(arguments.quiet, "fitting") as move:
 
-            def show(record: dict[str, Any]) -> None:
-                epochs, restarts, number = (
-                    record[name] for name in ("n_epochs", "n_restarts", "restart")
-                )
-                done = number * epochs + record["epoch"] + 1
-                text = f"restart {number + 1}/{restarts}, loss {record['loss']:.4f}"
-                move(done, restarts * epochs, text)
+        def show(record: dict[str, Any]) -> None:
+            epochs, restarts, number = (
+                record[name] for name in ("n_epochs", "n_restarts", "restart")
+            )
+            done = number * epochs + record["epoch"] + 1
+            text = f"restart {number + 1}/{restarts}, loss {record['loss']:.4f}"
+            move(done, restarts * epochs, text)
 
-            model = CollisionClustering(
-                n_clusters,
-                random_state=arguments.seed,
-                callback=show,
-                **_given_parameters(arguments),
-            ).fit(source.features)
-        with timed(timings, "predict"):
-            found = predict_rows(model, source.features, arguments.probabilities)
-    return Run(arguments, source, model, found, timings, notes)
+        given = _given_parameters(arguments)
+        model = CollisionClustering(n_clusters, random_state=arguments.seed, callback=show, **given)
+        return model.fit(source.features)
 
 
 def _given_parameters(arguments: Namespace) -> dict[str, Any]:
@@ -135,21 +115,26 @@ def _given_parameters(arguments: Namespace) -> dict[str, Any]:
     return {name: given[name] for name in names if given.get(name) is not None}
 
 
-# Describing and writing
+# Describing
 
 
-def _describe(run: Run) -> dict[str, Any]:
+def _describe(
+    arguments: Namespace,
+    source: Source,
+    model: CollisionClustering,
+    found: Prediction,
+    timings: Timings,
+) -> dict[str, Any]:
     """Return what ``metrics.json`` says of a run."""
-    source, model, seed = run.source, run.model, run.arguments.seed
     parameters = {name: value for name, value in model.get_params().items() if name != "callback"}
     return {
         **describe(
-            run.arguments,
-            run.found,
+            arguments,
+            found,
             source.labels,
             n_clusters=model.n_clusters,
             device=str(model.device_),
-            timings=run.timings,
+            timings=timings,
         ),
         "source": {
             "name": source.name,
@@ -163,11 +148,10 @@ def _describe(run: Run) -> dict[str, Any]:
         "gap": model.gap_,
         "converged": model.converged_,
         "n_epochs": model.n_iter_,
-        "seed": seed,
+        "seed": arguments.seed,
         "restarts": model.restarts_,
         "history": model.history_,
-        **_kmeans(source, model, seed),
-        "warnings": run.notes,
+        **_kmeans(source, model, arguments.seed),
     }
 
 

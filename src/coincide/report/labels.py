@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 from numpy.typing import ArrayLike, NDArray
@@ -56,11 +57,11 @@ class Extremes:
 
         Equal confidence is settled by entropy, equal entropy by the earlier row.
         """
-        row, cluster, confidence, entropy = (
-            np.concatenate([getattr(self, name), getattr(block, name)]) for name in TYPES
-        )
-        keep = _smallest(N_EXTREMES, [sign * confidence, -sign * entropy, row])
-        return Extremes(row[keep], cluster[keep], confidence[keep], entropy[keep])
+        both = {name: np.concatenate([getattr(self, name), getattr(block, name)]) for name in TYPES}
+        rising, falling = ("ascending", "descending")[::sign]
+        keys = [("confidence", rising), ("entropy", falling), ("row", "ascending")]
+        keep = pc.select_k_unstable(pa.table(both), N_EXTREMES, keys).to_numpy()
+        return Extremes(**{name: column[keep] for name, column in both.items()})
 
 
 @dataclass(frozen=True)
@@ -347,19 +348,3 @@ def _histogram(values: Array, low: float, high: float) -> NDArray[np.int64]:
     # Only rounding leaves [low, high] (checked before): it belongs in the outermost bins.
     counts, _ = np.histogram(np.clip(values, low, high), N_BINS, (low, high))
     return counts.astype(np.int64)
-
-
-def _smallest(n: int, keys: list[Array]) -> NDArray[np.intp]:
-    """Return where the ``n`` smallest rows are, in order; a later key settles ties in an earlier.
-
-    Sorting a whole block by three keys would cost more than reading it; only what the partition
-    leaves open is looked at again.
-    """
-    first, *rest = keys
-    if len(first) <= n or not rest:
-        return np.lexsort(keys[::-1])[:n]
-    bound = np.partition(first, n - 1)[n - 1]
-    below, level = np.flatnonzero(first < bound), np.flatnonzero(first == bound)
-    level = level[_smallest(n - len(below), [key[level] for key in rest])]
-    kept = np.concatenate([below, level])
-    return kept[np.lexsort([key[kept] for key in keys[::-1]])]

@@ -53,7 +53,7 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-class TorchRanks:
+class TorchRanks(Ranks):
     """The processes of the default group of ``torch.distributed``.
 
     Parameters

@@ -26,11 +26,6 @@ class VectorView:
     dropout: float = 0.0
     noise: float = 0.0
 
-    @property
-    def identity(self) -> bool:
-        """Whether the view changes nothing."""
-        return self.dropout == 0 and self.noise == 0
-
     def __call__(self, rows: Tensor) -> Tensor:
         """Return a changed copy; the randomness is torch's global generator."""
         if self.dropout > 0:
