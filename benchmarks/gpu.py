@@ -5,13 +5,15 @@
 Every cell is written as soon as it is measured, and one that the file already has is not measured
 again (``--cells`` picks some by the beginning of their names): a run that is cut off goes on.
 
-- ``solve``: the pseudo-labels of (11), λ = 100, to the default tolerance, on the GPU and, Numba on
-  two threads, on the processor: seconds, their ratio, and how far apart the objectives are.
-- ``pass``: every kernel of the interior point, the dual search and a sweep of EM: the bytes that
-  the pass must move as a share of what a copy moves in the same time, and the Gram matrix's share
-  of what a large product reaches in the same dtype. ``torch`` are the plain tensor operations.
-- ``loss``: ``collision_cross_entropy`` and ``torch.nn.functional.cross_entropy``, soft targets,
-  forward and backward: seconds, peak memory above the inputs, and their ratios.
+- ``solve``: the pseudo-labels of (11), λ = 100, to the default tolerance, by PyTorch on the GPU
+  and, on two threads, as a user of the processor has them: seconds, their ratio, and how far apart
+  the objectives are.
+- ``loss``: ``collision_cross_entropy``, two kernels of Triton, beside
+  ``torch.nn.functional.cross_entropy``, soft targets, forward and backward: seconds, peak memory
+  above the inputs, and their ratios.
+- ``pass``: every pass of the interior point and of the dual search, plain tensor operations: the
+  bytes that the pass must move as a share of what a copy moves in the same time, and the Gram
+  matrix's share of what a large product reaches in the same dtype.
 
 Times are medians of ``ROUNDS`` after one round that compiles, the GPU waited for in each.
 """
@@ -34,8 +36,7 @@ from loss import LOSSES, step
 from torch import Tensor
 
 from coincide import solve_pseudo_labels
-from coincide.pseudolabels.em import TensorSweep
-from coincide.pseudolabels.kernels import em_sweeper, row_kernels, row_minimizers
+from coincide.pseudolabels.rows import TorchPasses
 
 ROUNDS = 7
 THREADS = 2
@@ -43,7 +44,7 @@ SOLVES = ((250, 10), (5_000, 1_000), (100_000, 200), (1_000_000, 100))
 PASSES = ((100_000, 200), (20_000, 1_000), (1_000_000, 10))
 LOSS_SHAPES = ((4_096, 1_000), (65_536, 1_000), (4_096, 50_000))
 # Reads and writes of M×K arrays that a pass cannot do without; the Gram matrices read two more.
-TRAFFIC = {"minimize": 1, "sweep": 3, "factor": 5, "predict": 4, "correct": 5, "advance": 6}
+TRAFFIC = {"minimize": 1, "factor": 5, "predict": 4, "correct": 5, "advance": 6}
 
 Measured = dict[str, Any]
 
@@ -97,10 +98,9 @@ def solve_cell(rows: int, classes: int, solver: str, device: torch.device) -> Me
 
 
 def pass_cell(rows: int, classes: int, dtype: torch.dtype, device: torch.device) -> Measured:
-    """Return the time of every pass, Triton's and torch's, and its share of the GPU's limits."""
+    """Return the time of every pass, and its share of the GPU's limits."""
     probs = predictions(rows, classes, dtype, device)
-    weights = torch.full((rows,), 1 / rows, dtype=dtype, device=device)
-    labels = torch.full_like(probs, 1 / classes)
+    weights = torch.full((rows,), 1 / rows, dtype=torch.float64, device=device)
     size = probs.nbytes
     target = torch.empty_like(probs)
     copied = 2 * size / seconds(lambda: target.copy_(probs), device)
@@ -113,32 +113,26 @@ def pass_cell(rows: int, classes: int, dtype: torch.dtype, device: torch.device)
         "product_flops": multiplied,
         "gram_share_of_product": gram / multiplied,
     }
-    for backend in ("triton", "torch"):
-        times = dict(pass_times(backend, probs, weights, labels, device))
-        found[backend] = {
-            name: {"seconds": t, "share_of_copy": TRAFFIC[name] * size / t / copied}
-            for name, t in times.items()
-        }
+    for name, t in pass_times(probs, weights, device):
+        found[name] = {"seconds": t, "share_of_copy": TRAFFIC[name] * size / t / copied}
     return found
 
 
-def pass_times(
-    backend: str, probs: Tensor, weights: Tensor, labels: Tensor, device: torch.device
-) -> Iterator[tuple[str, float]]:
+def pass_times(probs: Tensor, weights: Tensor, device: torch.device) -> Iterator[tuple[str, float]]:
     """Yield the name and the time of every pass."""
     classes = probs.shape[1]
     shift = np.linspace(-1, 0, classes)
-    search = row_minimizers(backend, probs)
+    passes = TorchPasses()
+    search = passes.minimizers(probs)
     search.minimize(shift)
     yield "minimize", seconds(lambda: search.minimize(shift), device)
-    sweeper = em_sweeper(backend, probs, weights, labels) or TensorSweep(probs, weights, labels)
-    yield "sweep", seconds(lambda: sweeper.sweep(np.full(classes, 100.0), 1e-4), device)
-    kernels = row_kernels(backend, probs, weights, collision=True)
-    kernels.load(labels.double(), 2 - probs.double())
-    yield "factor", seconds(kernels.factor, device)
-    yield "predict", seconds(lambda: kernels.predict(shift), device)
-    yield "correct", seconds(lambda: kernels.correct(shift, 1e-3), device)
-    yield "advance", seconds(lambda: kernels.advance(1e-3, 1e-3), device)
+    rows = passes.newton_rows(probs, weights, classes, collision=True)
+    labels = torch.full_like(probs, 1 / classes, dtype=torch.float64)
+    rows.load(labels, 2 - probs.double())
+    yield "factor", seconds(rows.factor, device)
+    yield "predict", seconds(lambda: rows.predict(shift), device)
+    yield "correct", seconds(lambda: rows.correct(shift, 1e-3), device)
+    yield "advance", seconds(lambda: rows.advance(1e-3, 1e-3), device)
 
 
 def loss_cell(rows: int, classes: int, dtype: torch.dtype, device: torch.device) -> Measured:

@@ -35,7 +35,7 @@ import torch
 from circumstances import circumstances
 
 from coincide import solve_pseudo_labels
-from coincide.pseudolabels import kernels
+from coincide.pseudolabels import rows
 
 SEEDS = 3
 TURNS = 3
@@ -112,12 +112,12 @@ MODES = ("default", "compiled")
 
 def compile_from(entries: int) -> None:
     """Take the compiled passes for problems of so many entries and more."""
-    kernels.COMPILE_PAYS = entries
+    rows.COMPILE_PAYS = entries
 
 
 def work() -> None:
     """Answer requests from standard input, a line of JSON each, until it ends."""
-    usual = kernels.COMPILE_PAYS
+    usual = rows.COMPILE_PAYS
     torch.set_num_threads(1)
     ready: set[tuple[int, str]] = set()
     for line in sys.stdin:

@@ -55,7 +55,6 @@ class RecordedEM:
     objectives: ClassVar[tuple[str, ...]] = ("cce+",)
     minimizes: ClassVar[bool] = True
     estimates_gap: ClassVar[bool] = False
-    any_precision: ClassVar[bool] = False
     max_iter: ClassVar[int] = 1000
     check_every: ClassVar[int] = 10**9  # the loop need not certify as well
     _em: ExpectationMaximization = field(default_factory=ExpectationMaximization)

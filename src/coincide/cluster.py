@@ -33,8 +33,8 @@ from coincide._threads import every_pool_for, threads_for
 from coincide.data.scaling import ScaledRows, Scaling, fit_scaling, read_rows, row_blocks
 from coincide.methods import CollisionMethod
 from coincide.networks import build_network, check_network, start_from_centers
-from coincide.pseudolabels.kernels import choose_backend
 from coincide.pseudolabels.problem import Certificate
+from coincide.pseudolabels.rows import choose_passes
 from coincide.training.collapse import signs_of_collapse, sums_of_predictions
 from coincide.training.config import TrainingConfig
 from coincide.training.history import EpochRecord
@@ -402,7 +402,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             objective=self.objective,
             solver=self.solver,
             label_tol=_LABEL_TOL,
-            backend=choose_backend(n_rows * self.n_clusters * n_solves, self.device_),
+            passes=choose_passes(n_rows * self.n_clusters * n_solves, self.device_),
         )
 
     def _describe(self, features: NDArray[Any]) -> None:

@@ -23,7 +23,7 @@ from rich.table import Table
 import coincide
 from coincide.methods import METHODS
 from coincide.pseudolabels import OBJECTIVES, SOLVERS
-from coincide.pseudolabels.kernels import COMPILE_PAYS, choose_backend
+from coincide.pseudolabels.rows import COMPILE_PAYS
 
 _SCORES = {"accuracy": "ACC", "nmi": "NMI", "ari": "ARI"}
 
@@ -151,7 +151,7 @@ def info(arguments: Namespace) -> None:
         "platform": here["platform"],
         "processor": f"{here['processor']}, {here['cpu_count']} cores, {here['threads']} threads",
         "devices": ", ".join(_devices()),
-        "kernels": "; ".join(_kernels()),
+        "passes over rows": f"torch; numba on cpu from {COMPILE_PAYS:,} row-class entries",
         "solvers": ", ".join(SOLVERS),
         "methods": ", ".join(METHODS),
         "objectives": ", ".join(OBJECTIVES),
@@ -159,17 +159,6 @@ def info(arguments: Namespace) -> None:
     width = max(len(name) for name in lines)
     for name, value in lines.items():
         print(f"{name:<{width}}  {value}")
-
-
-def _kernels() -> list[str]:
-    """Return which row kernels the solvers take on each kind of device."""
-    kinds = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    chosen = {kind: choose_backend(COMPILE_PAYS, torch.device(kind)) for kind in kinds}
-    return ["torch"] + [
-        f"{backend} on {kind} from {COMPILE_PAYS:,} row-class entries"
-        for kind, backend in chosen.items()
-        if backend != "torch"
-    ]
 
 
 def _devices() -> list[str]:

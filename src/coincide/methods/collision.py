@@ -7,7 +7,6 @@ loss         mean_i -ln σ'_i·y_i                            σ' from the chang
 from __future__ import annotations
 
 import copy
-import dataclasses
 from dataclasses import dataclass, field
 
 import torch
@@ -19,10 +18,8 @@ from coincide.methods.method import AllRows, Batch, BatchLoss, Method, weighted_
 from coincide.methods.neighbors import mine_neighbors
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Certificate
-from coincide.pseudolabels.reduction import Reduction, reduce_problem
-from coincide.pseudolabels.solve import check_solver
-from coincide.pseudolabels.solver import Outcome as Solved
-from coincide.pseudolabels.solver import run_solver, run_uncertified
+from coincide.pseudolabels.rows import TorchPasses
+from coincide.pseudolabels.solve import PseudoLabels, check_solver, solve_checked
 
 _SHARED = ("active-set", "interior-point")  # whose sums run over the processes
 LABELED_BY = ("auto", "plain", "views", "teacher")
@@ -45,8 +42,8 @@ class CollisionMethod(Method):
         A pair that fits, see :func:`coincide.solve_pseudo_labels`.
     label_tol : float
         The solver's own estimate of the gap at which a batch's labels are good enough.
-    backend : str
-        The row kernels of the solver.
+    passes : TorchPasses
+        The solver's passes over the rows.
     n_views : int
         Changed views of each row; the loss is the mean over them.
     labeled_by : {"auto", "plain", "views", "teacher"}
@@ -67,7 +64,7 @@ class CollisionMethod(Method):
     objective: str = "cce+"
     solver: str = "auto"
     label_tol: float = 0.05
-    backend: str = "torch"
+    passes: TorchPasses = field(default_factory=TorchPasses)
     n_views: int = 1
     labeled_by: str = "auto"
     teacher_momentum: float = 0.99
@@ -108,13 +105,11 @@ class CollisionMethod(Method):
             with torch.no_grad():
                 probs = torch.softmax(teacher(batch.plain).float(), 1)
         with torch.autocast(probs.device.type, enabled=False):
-            solved = self._solve(probs, batch.weights, batch.known)
+            labels = self._label(probs, batch.weights, batch.known)
         if views is None:
             views = [network(view).float() for view in changed]
         losses = [
-            weighted_mean(
-                collision_cross_entropy(view, solved.labels, reduction="none"), batch.weights
-            )
+            weighted_mean(collision_cross_entropy(view, labels, reduction="none"), batch.weights)
             for view in views
         ]
         return BatchLoss(torch.stack(losses).mean(), views[0], seen=probs)
@@ -124,16 +119,13 @@ class CollisionMethod(Method):
     ) -> Tensor:
         """Return the soft labels of a batch, ``(M, K)`` in the dtype of the logits."""
         probs = torch.softmax(logits.detach().float(), 1)
-        return self._solve(probs, weights, known).labels.to(logits.dtype)
+        return self._label(probs, weights, known).to(logits.dtype)
 
     def evaluate(self, logits: Tensor, weights: Tensor | None = None) -> Certificate:
         """Return the objective of these predictions under their best labels, certified."""
-        problem = self._reduce(torch.softmax(logits.detach().double(), 1), weights).problem
-        found = run_solver(
-            self._solver, problem, tol=self.label_tol * _SHARPER, max_iter=self._solver.max_iter
-        )
-        assert found.certificate is not None
-        return found.certificate
+        probs = torch.softmax(logits.detach().double(), 1)
+        found = self._solve(probs, weights, tol=self.label_tol * _SHARPER)
+        return Certificate(found.objective, found.lower_bound)
 
     def state(self) -> dict[str, Tensor]:
         """Return the multipliers that warm the next solve, and the slow copy."""
@@ -153,48 +145,45 @@ class CollisionMethod(Method):
         self._neighbors = state.get("neighbors")
         self._restored = {name: t for name, t in state.items() if name.startswith("teacher.")}
 
-    def _solve(self, probs: Tensor, weights: Tensor | None, known: Tensor | None) -> Solved:
-        """Solve for the labels of a batch, from the multipliers of the batch before."""
-        solver = self._solver
-        reduction = self._reduce(probs, weights, known)
-        problem = reduction.problem
-        if problem.mass() == 0:  # every row is known, on every process
-            return Solved(reduction.expand(problem.probs).to(probs), 0, True, None)
-        if solver.estimates_gap:
-            found = run_uncertified(solver, problem, tol=self.label_tol, max_iter=solver.max_iter)
-        else:
-            # It has no estimate of its own gap. At near-uniform predictions even uniform labels
-            # are within the tolerance of a batch, and nothing would be learned from them.
-            tol = self.label_tol * _CERTIFIED
-            found = run_solver(solver, problem, tol=tol, max_iter=solver.max_iter)
-        self._guess = reduction.expand_multipliers(found.multipliers)
-        labels = reduction.expand(found.labels).to(probs)
-        return Solved(labels, found.n_iter, found.converged, found.certificate)
+    def _label(self, probs: Tensor, weights: Tensor | None, known: Tensor | None) -> Tensor:
+        """Return the labels of a batch, solved for from the multipliers of the batch before."""
+        # A solver that does not estimate its gap is certified. At near-uniform predictions even
+        # uniform labels are within the tolerance of a batch: nothing would be learned from them.
+        estimates = self._solver.estimates_gap
+        tol = self.label_tol * (1 if estimates else _CERTIFIED)
+        found = self._solve(probs, weights, known, tol=tol, certified=not estimates)
+        self._guess = found.multipliers
+        return found.labels.to(probs)
 
-    def _reduce(
-        self, probs: Tensor, weights: Tensor | None, known: Tensor | None = None
-    ) -> Reduction:
+    def _solve(
+        self,
+        probs: Tensor,
+        weights: Tensor | None,
+        known: Tensor | None = None,
+        *,
+        tol: float,
+        certified: bool = True,
+    ) -> PseudoLabels[Tensor]:
         if self.sums is not None and self._solver.name not in _SHARED:
             raise ValueError(
                 f"The solver {self._solver.name!r} does not work on a batch that several processes"
                 f" share. Choose one of {', '.join(map(repr, _SHARED))}."
             )
         some = known is not None and bool((known != UNKNOWN).any())
-        reduction = reduce_problem(
+        return solve_checked(
             probs,
             prior=self.prior,
             fairness=self.fairness,
             objective=self.objective,
-            backend=self.backend,
+            solver=self._solver,
+            passes=self.passes,
             known=known if some else None,
             weights=weights,
             guess=self._guess,
             sums=self.sums,
+            tol=tol,
+            certified=certified,
         )
-        # Sums of weights that are short numbers are exact: in whatever order processes take them.
-        shares = reduction.problem.weights.to(probs)
-        problem = dataclasses.replace(reduction.problem, weights=shares)
-        return dataclasses.replace(reduction, problem=problem)
 
     @torch.no_grad()
     def _slow_copy(self, network: nn.Module) -> nn.Module:

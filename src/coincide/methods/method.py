@@ -14,7 +14,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from coincide.pseudolabels.kernels.shared_rows import Sums
+from coincide.pseudolabels.rows.shared import Sums
 
 
 @dataclass(frozen=True)

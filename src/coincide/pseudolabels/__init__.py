@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from coincide.pseudolabels.accelerated_em import AcceleratedEM
 from coincide.pseudolabels.active_set import ActiveSet
 from coincide.pseudolabels.em import ExpectationMaximization
 from coincide.pseudolabels.interior_point import InteriorPoint
@@ -14,7 +13,6 @@ from coincide.pseudolabels.solve import SOLVERS, PseudoLabels, solve_pseudo_labe
 __all__ = [
     "OBJECTIVES",
     "SOLVERS",
-    "AcceleratedEM",
     "ActiveSet",
     "ClosedForm",
     "ExpectationMaximization",

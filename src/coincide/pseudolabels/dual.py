@@ -27,14 +27,9 @@ import torch
 from scipy.linalg import lapack
 from torch import Tensor
 
-from coincide.pseudolabels.kernels import (
-    Minimizers,
-    RowMinimizers,
-    answer_kernels,
-    near_candidates,
-)
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Problem
+from coincide.pseudolabels.rows import Minimizers, RowMinimizers
 
 _AVERAGED = 0.5  # weight of the past in the model of the curvature
 _TAKEN = 1e-3  # least rise of the dual, relative to the model's, for a step to be taken
@@ -43,7 +38,6 @@ _EXPLAINED = 0.8  # of the change of the slope, by the curvature at the new poin
 _LEAST_DAMPING, _FIRST_DAMPING, _MORE_DAMPING, _LESS_DAMPING = 1e-3, 0.15, 3.0, 0.25
 _TURNING = 0.25  # multipliers' change over which the first curvature is the mean
 _LONGEST = 2.0  # a multiplier's change that turns most rows over
-_SHORTER, _LONGER = 0.5, 2.0  # after a step that failed, and after one that went as expected
 _TINY = 1e-300
 _RIDGE = 1e-12
 _ROUNDING = 1e-14
@@ -74,9 +68,8 @@ class Point:
     def curvature(self) -> Vector:
         """Minus the second derivative, ``(K, K)``."""
         problem, w = self.problem, self.multipliers
-        kernels = answer_kernels(problem.backend)
-        own = kernels.answer_curvature(self.rows, problem.weights.double(), w)
-        stiffness = problem.objective.coupling.stiffness(w, problem.prior, problem.fairness)
+        own = problem.passes.answer_curvature(self.rows, problem.weights, w)
+        stiffness = problem.coupling.stiffness(w)
         stiffness += problem.summed(own)[0]
         return stiffness
 
@@ -95,44 +88,55 @@ class Ascent:
     """
 
     def __init__(self, problem: Problem, search: RowMinimizers, multipliers: Vector) -> None:
-        self._problem, self._search = problem, search
+        self._problem, self.search = problem, search
         self.point = self.trial = evaluate(problem, search, multipliers)
         self.reach = float("inf")
-        # The model of the last step, from where to where, and whether the model was right.
-        self._last: tuple[Vector, Point, Point, bool] | None = None
+        self._model: Vector | None = None
         self._damping = 0.0
         self._longest = _LONGEST
 
     def step(self) -> Point:
         """Try a Newton step; take it where the dual rises, else damp the next."""
-        point, model = self.point, self._next_model()
+        point = self.point
+        if self._model is None:
+            self._model = point.curvature + _turning(self._problem, point)
+        model = self._model
         change = newton_change(model, point.slope, self._damping)
         if not np.isfinite(change).all():  # a curvature out of range has no direction to offer
             change = np.zeros_like(change)
         change *= min(1.0, self._longest / max(float(np.abs(change).max()), _TINY))
-        while not self._problem.bounded_by(point.multipliers + change):
+        while not self._problem.coupling.bounded(point.multipliers + change):
             change /= 2
-        trial = evaluate(self._problem, self._search, point.multipliers + change)
+        trial = evaluate(self._problem, self.search, point.multipliers + change)
         predicted = float(point.slope @ change - change @ model @ change / 2)
         negligible = predicted <= _ROUNDING * (1 + abs(point.value))
         risen = 1.0 if negligible else (trial.value - point.value) / predicted
         self._damping = _next_damping(self._damping, risen)
-        self._last = model, point, trial, risen > _TRUSTED
+        self._model = _next_model(model, point, trial, trusted=risen > _TRUSTED)
         self.trial, self.reach = trial, float(np.abs(change).max())
         if risen <= _TAKEN:
-            self._longest = _SHORTER * self.reach
-        elif risen > _TRUSTED:
-            self._longest = min(_LONGEST, max(self._longest, _LONGER * self.reach))
-        if risen > _TAKEN:
-            self.point = trial
+            self._longest = self.reach / 2
+            return trial
+        if risen > _TRUSTED:
+            self._longest = min(_LONGEST, max(self._longest, 2 * self.reach))
+        self.point = trial
         return trial
 
-    def _next_model(self) -> Vector:
-        """Return the model of the curvature for the next step, ``(K, K)``."""
-        if self._last is None:
-            return self.point.curvature + _turning(self._problem, self.point)
-        model, point, trial, trusted = self._last
-        return _next_model(model, point, trial, trusted=trusted)
+
+def _next_model(model: Vector, point: Point, trial: Point, *, trusted: bool) -> Vector:
+    """Average in the curvature of the trial and make the model fit the last change of slope."""
+    change = trial.multipliers - point.multipliers
+    turned = point.slope - trial.slope
+    along = float(change @ turned)
+    own = float(change @ trial.curvature @ change)
+    if trusted and _EXPLAINED * own < along < own / _EXPLAINED:
+        return trial.curvature
+    model = _AVERAGED * model + (1 - _AVERAGED) * trial.curvature
+    if along > 0:
+        pushed = model @ change
+        model -= np.outer(pushed, pushed) / (change @ pushed)
+        model += np.outer(turned, turned) / along
+    return model
 
 
 def evaluate(problem: Problem, search: RowMinimizers, multipliers: Vector) -> Point:
@@ -140,19 +144,17 @@ def evaluate(problem: Problem, search: RowMinimizers, multipliers: Vector) -> Po
 
     The gap is what Fenchel's inequality leaves open between ``w`` and the mean label.
     """
-    coupling, prior, fairness = problem.objective.coupling, problem.prior, problem.fairness
-    rows, weights = search.minimize(multipliers), problem.weights.double()
-    kernels = answer_kernels(problem.backend)
-    free, own_value = problem.summed(*kernels.summed_answer(rows, weights, len(prior)))
+    coupling, rows = problem.coupling, search.minimize(multipliers)
+    summed = problem.passes.summed_answer(rows, problem.weights, problem.n_classes)
+    free, own_value = problem.summed(*summed)
     mean_label = free + problem.held
-    conjugate = coupling.conjugate(multipliers, prior, fairness)
-    value = float(own_value) - float(multipliers @ problem.held) - conjugate
+    value = float(own_value) - float(multipliers @ problem.held) - coupling.conjugate(multipliers)
     return Point(
         problem=problem,
         multipliers=multipliers,
         value=value + problem.held_loss,
-        slope=coupling.proposal(multipliers, prior, fairness) - mean_label,
-        gap=problem.coupling_gap(mean_label, multipliers),
+        slope=coupling.proposal(multipliers) - mean_label,
+        gap=coupling.divergence(mean_label, multipliers),
         rows=rows,
     )
 
@@ -173,20 +175,14 @@ def _turning(problem: Problem, point: Point) -> Vector:
     """
     if not point.even:
         return np.zeros_like(point.curvature)
-    own = np.zeros((len(problem.prior), len(problem.prior)))
+    own = np.zeros((problem.n_classes, problem.n_classes))
     if len(problem.probs):
-        rows, classes = near_candidates(
-            problem.backend,
-            problem.probs,
-            point.multipliers,
-            point.rows,
-            slack=_TURNING,
-            most=2,
+        rows, classes = problem.passes.near_candidates(
+            problem.probs, point.multipliers, point.rows, slack=_TURNING, most=2
         )
-        weights = problem.weights[rows].double() / _TURNING
-        own = answer_kernels(problem.backend).laplacian(
-            classes[:, 0].contiguous(), classes[:, -1].contiguous(), weights, len(own)
-        )
+        weights = problem.weights[rows] / _TURNING
+        pair = classes[:, 0].contiguous(), classes[:, -1].contiguous()
+        own = problem.passes.laplacian(*pair, weights, problem.n_classes)
     return problem.summed(own)[0]
 
 
@@ -212,19 +208,3 @@ def _next_damping(damping: float, risen: float) -> float:
         return max(_MORE_DAMPING * damping, _FIRST_DAMPING)
     less = damping * _LESS_DAMPING if risen > _TRUSTED else damping
     return less if less > _LEAST_DAMPING else 0.0
-
-
-def _next_model(model: Vector, point: Point, trial: Point, *, trusted: bool) -> Vector:
-    """Average in the curvature of the trial and make the model fit the last change of slope."""
-    change = trial.multipliers - point.multipliers
-    turned = point.slope - trial.slope
-    along = float(change @ turned)
-    own = float(change @ trial.curvature @ change)
-    if trusted and _EXPLAINED * own < along < own / _EXPLAINED:
-        return trial.curvature
-    model = _AVERAGED * model + (1 - _AVERAGED) * trial.curvature
-    if along > 0:
-        pushed = model @ change
-        model -= np.outer(pushed, pushed) / (change @ pushed)
-        model += np.outer(turned, turned) / along
-    return model

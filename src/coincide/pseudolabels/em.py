@@ -8,78 +8,32 @@ E-step (14): ``S_ik = ω_i y_ik/ȳ_k``. M-step: every row minimizes ``-ln σ·y 
 
 ``d = 1 + a - σ_max/x`` is the well-conditioned unknown: the printed form in ``x = σ·y`` loses all
 its digits when a ``c_k`` is small. Newton runs on ``1 - 1/F`` from Lemma 1's start.
-
-A sweep lowers the objective by at least ``λ/2 Σ_k u_k (Δ ln ȳ_k)²`` (to second order), and a row
-left at ``(1 + a) |F - 1| = ε`` and normalized raises it by at most ``ε²``. So rows are solved to
-a quarter of the root of that descent, foreseen from the last two sweeps, and EM stays monotone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from coincide.pseudolabels.kernels import em_sweeper
 from coincide.pseudolabels.objectives import Vector
 from coincide.pseudolabels.problem import Problem
+from coincide.pseudolabels.rows import row_parts
 
 _NEWTON_STEPS = 60
-_SHARE_OF_MOVE = 0.25
-_LEAST_TOLERANCE = 1e-8  # its square is the rounding of the objective
-
-
-class Sweeper(Protocol):
-    """Labels, and the sweep that improves them in place."""
-
-    @property
-    def labels(self) -> Tensor:
-        """The current labels, ``(M, K)``."""
-        ...
-
-    def sweep(self, multipliers: Vector, tolerance: float) -> Vector:
-        """Take a sweep and return ``Σ_i ω_i y_i``; ``tolerance`` bounds ``(1 + a) |F - 1|``."""
-        ...
-
-
-class TensorSweep:
-    """EM sweeps in plain tensor operations, for any device; every row is solved to rounding."""
-
-    def __init__(self, probs: Tensor, weights: Tensor, labels: Tensor) -> None:
-        self._probs, self._weights, self.labels = probs.to(labels), weights, labels
-
-    def sweep(self, multipliers: Vector, tolerance: float) -> Vector:
-        """Take a sweep and return ``Σ_i ω_i y_i``."""
-        del tolerance
-        scale = torch.from_numpy(multipliers).to(self.labels)
-        self.labels = solve_rows(self._probs, self.labels * scale)
-        return self._mean()
-
-    def _mean(self) -> Vector:
-        """Return ``Σ_i ω_i y_i``."""
-        mean: Vector = (self._weights.double() @ self.labels.double()).cpu().numpy()
-        return mean
 
 
 @dataclass
 class EMState:
     """The labels after a sweep; EM expects nothing of its gap and asks for the certificate."""
 
-    sweeper: Sweeper
-    mean_label: Vector
-    moved: float = float("inf")  # √(λ/2 Σ u (Δ ln ȳ)²) of the last sweep
-    will_move: float = 0.0  # and of the next one, if it falls as it fell
+    labels: Tensor
     expected_gap: float = 0.0
     stalled: bool = False
     multipliers: Vector | None = None
-
-    @property
-    def labels(self) -> Tensor:
-        """The current labels, ``(M, K)``."""
-        return self.sweeper.labels
 
 
 @dataclass(frozen=True)
@@ -90,42 +44,25 @@ class ExpectationMaximization:
     objectives: ClassVar[tuple[str, ...]] = ("cce+",)
     minimizes: ClassVar[bool] = True
     estimates_gap: ClassVar[bool] = False
-    any_precision: ClassVar[bool] = True
     max_iter: ClassVar[int] = 1000
     check_every: ClassVar[int] = 10
 
     def start(self, problem: Problem, labels: Tensor | None, tol: float) -> EMState:
         """Start from the given labels, or from uniform ones (positive, so no class is lost)."""
         del tol
-        labels = first_labels(problem, labels)
-        rows = (problem.probs, problem.weights, labels)
-        sweeper: Sweeper = em_sweeper(problem.backend, *rows) or TensorSweep(*rows)
-        return EMState(sweeper, problem.mean_label(labels))
+        return EMState(problem.uniform_labels() if labels is None else labels.double())
 
     def step(self, problem: Problem, state: EMState) -> EMState:
-        """One sweep: E-step and M-step."""
+        """One sweep: E-step and M-step, some rows at a time."""
+        multipliers = problem.coupling.multipliers(problem.mean_label(state.labels))
         # A class that nobody holds any more has infinite multipliers and no labels to scale.
-        multipliers = problem.multipliers(state.mean_label)
-        multipliers = np.where(np.isinf(multipliers), 0.0, multipliers)
-        tolerance = max(_LEAST_TOLERANCE, _SHARE_OF_MOVE * state.will_move)
-        mean_label = state.sweeper.sweep(multipliers, tolerance) + problem.held
-        moved = _moved(problem, state.mean_label, mean_label)
-        falling = min(1.0, moved / state.moved) if state.moved > 0 else 0.0
-        return EMState(state.sweeper, mean_label, moved, moved * falling)
-
-
-def first_labels(problem: Problem, labels: Tensor | None) -> Tensor:
-    """Return the given labels, or uniform ones, in the precision that EM is to work in."""
-    uniform = problem.uniform_labels()
-    return uniform if labels is None else labels.to(uniform)
-
-
-def _moved(problem: Problem, before: Vector, after: Vector) -> float:
-    """Return ``√(λ/2 Σ_k u_k (Δ ln ȳ_k)²)``; 0 where a wanted class is empty."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        change = np.log(after / before)
-    squared = problem.fairness / 2 * float(problem.prior @ (change * change))
-    return squared**0.5 if np.isfinite(squared) else 0.0
+        scale = torch.from_numpy(np.where(np.isinf(multipliers), 0.0, multipliers))
+        scale = scale.to(state.labels)
+        labels = torch.empty_like(state.labels, memory_format=torch.contiguous_format)
+        for part in row_parts(labels):
+            probs = problem.probs[part].double()
+            labels[part] = solve_rows(probs, state.labels[part] * scale)
+        return EMState(labels)
 
 
 def solve_rows(probs: Tensor, coefficients: Tensor) -> Tensor:

@@ -7,13 +7,15 @@ For any multipliers ``w``, weak duality bounds the minimum from below (MATH: the
     bound(w) = Σ_i ω_i g_i(w) - w·held - conjugate(w),   g_i(w) = min_y [f_i(y) - w·y],
 
 and ``w = -Φ'(ȳ)`` of any feasible labels is a good choice. Objective minus bound is a duality
-gap: the stopping rule of every solver. Rows whose class is known stay fixed: they only add
-``held`` to the mean label and a constant to the loss.
+gap: the stopping rule of every solver.
+
+What is decided beforehand leaves the problem here and is put back at the end, so that no solver has
+to know of it: rows with a known class only add ``held`` to the mean label and a constant to the
+loss, and classes that the prior forbids stay empty.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,18 +26,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coincide.pseudolabels.kernels import (
-    RowKernels,
-    answer_kernels,
-    pays_apart,
-    row_kernels,
-    row_minimizers,
-    row_parts,
-    summed_labels,
-    weighted_sum,
-)
-from coincide.pseudolabels.kernels.shared_rows import NoRows, SharedRows, Sums, sum_together
-from coincide.pseudolabels.objectives import Objective, Vector
+from coincide._checks import UNKNOWN
+from coincide.pseudolabels.objectives import OBJECTIVES, Coupling, ForwardKL, Objective, Vector
+from coincide.pseudolabels.rows import NewtonRows, TorchPasses, row_parts, weighted_sum
+from coincide.pseudolabels.rows.shared import NoRows, SharedRows, Sums, sum_together
 
 
 @dataclass(frozen=True)
@@ -48,11 +42,11 @@ class Problem:
         Predictions of the free rows, float32 or float64.
     weights : Tensor of shape (M,)
         Row weights ``ω``, float64; with the mass of the known rows they sum to 1.
-    prior : array of shape (K,), float64
-    fairness : float
     objective : Objective
-    backend : str
-        The row kernels to use.
+    coupling : Coupling
+        That of the objective, for the prior and the fairness.
+    passes : TorchPasses
+        Over the rows.
     held : array of shape (K,), float64
         What the known rows add to the mean label.
     held_loss : float
@@ -61,21 +55,27 @@ class Problem:
         Multipliers of a similar problem, where a solver of the dual starts.
     sums : Sums, optional
         Over the processes that hold the other rows.
-    precision : torch.dtype, optional
-        Of the labels and the arithmetic of EM; that of ``probs`` by default.
     """
 
     probs: Tensor
     weights: Tensor
-    prior: Vector
-    fairness: float
     objective: Objective
-    backend: str
+    coupling: Coupling
+    passes: TorchPasses
     held: Vector
     held_loss: float = 0.0
     guess: Vector | None = None
     sums: Sums | None = None
-    precision: torch.dtype | None = None
+
+    @property
+    def prior(self) -> Vector:
+        """``u``, ``(K,)``."""
+        return self.coupling.prior
+
+    @property
+    def n_classes(self) -> int:
+        """``K``."""
+        return len(self.coupling.prior)
 
     def summed(self, *arrays: Vector) -> Sequence[Vector]:
         """Return the sums of arrays over the processes that hold rows."""
@@ -83,27 +83,20 @@ class Problem:
 
     def mass(self) -> float:
         """Return the share of the free rows of all processes."""
-        return float(self.summed(np.array(float(self.weights.sum(dtype=torch.float64))))[0])
+        return float(self.summed(np.array(float(self.weights.sum())))[0])
 
     def entries(self) -> float:
         """Return the number of row-class entries of all processes."""
         return float(self.summed(np.array(float(self.probs.numel())))[0])
 
-    def to(self, dtype: torch.dtype) -> Problem:
-        """Return the problem with its rows in another precision."""
-        if self.probs.dtype == dtype and self.precision is None:
-            return self
-        return dataclasses.replace(self, probs=self.probs.to(dtype), precision=None)
-
     def uniform_labels(self) -> Tensor:
-        """Return labels of ``1/K`` everywhere, one number in memory."""
-        dtype = self.precision or self.probs.dtype
-        one = self.probs.new_full((1, 1), 1 / self.probs.shape[1], dtype=dtype)
+        """Return labels of ``1/K`` everywhere, float64, one number in memory."""
+        one = self.probs.new_full((1, 1), 1 / self.probs.shape[1], dtype=torch.float64)
         return one.expand(self.probs.shape)
 
     @cached_property
-    def kernel_rows(self) -> Tensor:
-        """What the interior point's kernels read: ``σ``; under Shannon's loss ``ln σ``, float64.
+    def newton_input(self) -> Tensor:
+        """What the interior point reads: ``σ``; under Shannon's loss ``ln σ``, float64.
 
         There ``σ = 0`` gets a cost that no fairness can outweigh.
         """
@@ -117,58 +110,29 @@ class Problem:
                 lowest = min(lowest, float(own.masked_fill(own == -torch.inf, torch.inf).min()))
         if self.sums is not None:
             lowest = self.sums.least(lowest)
-        reach = self.fairness * (1 - float(np.log(self.prior[self.prior > 0]).min()))
-        return logs.clamp_(min=lowest - 10 * (1 + reach))
+        least_prior = float(np.log(self.prior[self.prior > 0]).min())
+        return logs.clamp_(min=lowest - 10 * (1 + self.coupling.fairness * (1 - least_prior)))
 
-    def kernels(self) -> RowKernels:
-        """Return the interior point's kernels for these rows."""
-        own = self.own_kernels()
+    def newton_rows(self) -> NewtonRows:
+        """Return the interior point's passes over the rows of all processes."""
+        own = self._own_newton_rows() if len(self.probs) else NoRows(self.n_classes)
         return own if self.sums is None else SharedRows(own, self.sums)
 
-    def own_kernels(self) -> RowKernels:
-        """Return the kernels for the rows of this process."""
-        rows = self.kernel_rows
-        if not len(rows):
-            return NoRows(len(self.prior))
+    def _own_newton_rows(self) -> NewtonRows:
+        """Return the passes over the rows of this process."""
         collision = self.objective.collision
-        return row_kernels(self.backend, rows, self.weights, collision=collision, apart=self.apart)
-
-    @property
-    def unknowns(self) -> int:
-        """The unknowns of the dense system that couples the rows: two a row, or one a class."""
-        return 2 * len(self.probs) if self.apart else len(self.prior)
-
-    @cached_property
-    def apart(self) -> bool:
-        """Whether the kernels give the coupling row by row, for the rows are few and all here."""
-        few = pays_apart(len(self.probs), len(self.prior))
-        return few and self.sums is None and self.objective.collision
+        return self.passes.newton_rows(
+            self.newton_input, self.weights, self.n_classes, collision=collision
+        )
 
     def at_rows(self, vector: Vector) -> Tensor:
         """Return a K-vector as it stands beside the entries of ``probs``."""
-        return torch.from_numpy(vector).to(self.probs)
+        return torch.from_numpy(vector).to(self.probs.device)
 
     def mean_label(self, labels: Tensor) -> Vector:
         """Return ``ȳ``, known rows included."""
         free: Vector = weighted_sum(self.weights, labels).cpu().numpy()
         return self.summed(free)[0] + self.held
-
-    def multipliers(self, mean_label: Vector) -> Vector:
-        """Return ``w = -Φ'(ȳ)``."""
-        return self.objective.coupling.multipliers(mean_label, self.prior, self.fairness)
-
-    def curvature(self, mean_label: Vector) -> Vector:
-        """Return ``Φ''(ȳ)``."""
-        return self.objective.coupling.curvature(mean_label, self.prior, self.fairness)
-
-    def coupling_gap(self, mean_label: Vector, multipliers: Vector) -> float:
-        """Return ``Φ(ȳ) + w·ȳ + conjugate(w)``, what Fenchel's inequality leaves open."""
-        coupling = self.objective.coupling
-        return coupling.divergence(mean_label, multipliers, self.prior, self.fairness)
-
-    def bounded_by(self, multipliers: Vector) -> bool:
-        """Whether multipliers give a finite lower bound."""
-        return self.objective.coupling.bounded(multipliers, self.prior, self.fairness)
 
     def admissible(self, labels: Tensor) -> Tensor:
         """Return labels of finite loss: under Shannon's, none where the prediction is 0."""
@@ -176,42 +140,41 @@ class Problem:
             return labels
         kept = torch.where(self.probs > 0, labels, 0.0)
         mass = kept.sum(1, keepdim=True)
-        return torch.where(mass > 0, kept / mass, self.probs)
+        return torch.where(mass > 0, kept / mass, self.probs.to(labels))
 
     def descent(self, labels: Tensor) -> Tensor:
-        """Return minus the gradient of the row losses."""
+        """Return minus the gradient of the row losses, in the type of the labels."""
         if not self.objective.collision:
-            return self.kernel_rows.to(self.probs)
-        coincidence: Tensor = torch.linalg.vecdot(self.probs, labels)
-        return self.probs / coincidence[:, None]
+            return self.newton_input.to(labels)
+        probs = self.probs.to(labels)
+        coincidence: Tensor = torch.linalg.vecdot(probs, labels)
+        return probs / coincidence[:, None]
 
     def free_sums(self, labels: Tensor) -> tuple[Vector, Vector]:
         """Return ``Σ_i ω_i f_i(y_i)`` and ``Σ_i ω_i y_i`` over the free rows of this process."""
         collision = self.objective.collision
-        return summed_labels(self.backend, self.probs, self.weights, labels, collision=collision)
+        return self.passes.summed_labels(self.probs, self.weights, labels, collision=collision)
 
     def value(self, labels: Tensor) -> float:
         """Return the objective at ``labels``."""
         loss, free = self.summed(*self.free_sums(labels))
-        fairness = self.objective.coupling.value(free + self.held, self.prior, self.fairness)
-        return float(loss) + fairness + self.held_loss
+        return float(loss) + self.coupling.value(free + self.held) + self.held_loss
 
     def lower_bound(self, multipliers: Vector) -> float:
         """Return ``bound(w)``: no labels have a smaller objective."""
         own = sum(self._dual_value(multipliers, part) for part in row_parts(self.probs))
         free = float(self.summed(np.array(own))[0])
-        conjugate = self.objective.coupling.conjugate(multipliers, self.prior, self.fairness)
-        return free - float(multipliers @ self.held) - conjugate + self.held_loss
+        held = float(multipliers @ self.held)
+        return free - held - self.coupling.conjugate(multipliers) + self.held_loss
 
     def _dual_value(self, multipliers: Vector, part: slice) -> float:
         """Return ``Σ_i ω_i g_i(w)`` over some free rows."""
-        probs, weights = self.probs[part], self.weights[part].double()
+        probs, weights = self.probs[part], self.weights[part]
         if not self.objective.collision:  # g = -max_k(ln σ_k + w_k)
             w = torch.from_numpy(multipliers).to(probs.device)
             return -float(weights @ (probs.double().log() + w).amax(1))
-        answer = row_minimizers(self.backend, probs).minimize(multipliers)
-        kernels = answer_kernels(self.backend)
-        return float(kernels.summed_answer(answer, weights, len(multipliers))[1])
+        answer = self.passes.minimizers(probs).minimize(multipliers)
+        return float(self.passes.summed_answer(answer, weights, self.n_classes)[1])
 
 
 class Certificate(NamedTuple):
@@ -239,8 +202,145 @@ def certify(problem: Problem, labels: Tensor, multipliers: Vector | None = None)
     The bound comes from the given multipliers, else from those that the labels propose.
     """
     if multipliers is None:
-        multipliers = problem.multipliers(problem.mean_label(labels))
+        multipliers = problem.coupling.multipliers(problem.mean_label(labels))
     bound = float("-inf")
     if np.isfinite(multipliers).all():
         bound = problem.lower_bound(multipliers)
     return Certificate(problem.value(labels), bound)
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """The free part of a problem, and the way back to all rows and classes."""
+
+    problem: Problem
+    known: Tensor | None  # (M,) class ids, -1 where free
+    free: Tensor | None  # (M,) bool; None: every row
+    classes: Tensor | None  # (K,) bool; None: every class
+    n_classes: int
+
+    def restrict(self, labels: Tensor) -> Tensor:
+        """Return the free part of full labels, its rows summing to 1 again."""
+        if self.free is not None:
+            labels = labels[self.free]
+        if self.classes is not None:
+            labels = labels[:, self.classes]
+            mass = labels.sum(1, keepdim=True)
+            labels = torch.where(mass > 0, labels / mass, 1 / labels.shape[1])
+        return labels
+
+    def expand(self, labels: Tensor) -> Tensor:
+        """Return full labels: the free ones in place, the known rows one-hot."""
+        if self.classes is not None:
+            wide = labels.new_zeros(labels.shape[0], self.n_classes)
+            wide[:, self.classes] = labels
+            labels = wide
+        if self.known is None or self.free is None:
+            return labels
+        full = labels.new_zeros(self.known.shape[0], self.n_classes)
+        full[self.free] = labels
+        rows = (~self.free).nonzero()[:, 0]
+        full[rows, self.known[rows]] = 1
+        return full
+
+    def expand_vector(self, vector: Vector) -> Vector:
+        """Return a K-vector of all classes; 0 for the forbidden ones."""
+        if self.classes is None:
+            return vector
+        wide: Vector = np.zeros(self.n_classes)
+        wide[self.classes.cpu().numpy()] = vector
+        return wide
+
+
+def reduce_problem(
+    probs: Tensor,
+    *,
+    prior: Vector,
+    fairness: float,
+    objective: str,
+    passes: TorchPasses,
+    known: Tensor | None = None,
+    weights: Tensor | None = None,
+    guess: Vector | None = None,
+    sums: Sums | None = None,
+) -> Reduction:
+    """Return the problem over the free rows and the allowed classes.
+
+    Parameters
+    ----------
+    probs : Tensor of shape (M, K), float32 or float64
+    prior : array of shape (K,), float64
+    fairness : float
+    objective : str
+        A key of ``OBJECTIVES``.
+    passes : TorchPasses
+        Over the rows.
+    known : Tensor of shape (M,), int64, optional
+        Class ids; -1 where free.
+    weights : Tensor of shape (M,), optional
+        Non-negative, not all zero.
+    guess : array of shape (K,), float64, optional
+        Multipliers to start from.
+    sums : Sums, optional
+        Over the processes that hold the other rows.
+
+    Raises
+    ------
+    ValueError
+        If a known row or a whole prediction lies on classes that the prior forbids.
+    """
+    n_rows, n_classes = probs.shape
+    shares = _shares(n_rows, probs, weights, sums)
+    held: Vector = np.zeros(n_classes)
+    held_loss = 0.0
+    free = None
+    if known is not None:
+        free = known == UNKNOWN
+        rows = (~free).nonzero()[:, 0]
+        ids, mass = known[rows], shares[rows].double()
+        np.add.at(held, ids.cpu().numpy(), mass.cpu().numpy())
+        held_loss = float(mass @ -probs[rows, ids].double().log())
+        probs, shares = probs[free], shares[free]
+    if sums is not None:
+        totals = sums.sum(np.append(held, held_loss))
+        held, held_loss = totals[:-1], float(totals[-1])
+    classes = None
+    forbidden = prior == 0
+    named = OBJECTIVES[objective]
+    if named.coupling is ForwardKL and fairness > 0 and forbidden.any():
+        if (held[forbidden] > 0).any():
+            raise ValueError(
+                "The 'known' parameter names a class whose prior is 0: the objective is infinite."
+            )
+        classes = torch.from_numpy(~forbidden).to(probs.device)
+        probs, prior, held = probs[:, classes], prior[~forbidden], held[~forbidden]
+        guess = None if guess is None else guess[~forbidden]
+        stranded = probs.amax(1) <= 0 if probs.numel() else probs.new_zeros(0, dtype=torch.bool)
+        if bool(stranded.any()):
+            row = int(stranded.nonzero()[0, 0])
+            if free is not None:
+                row = int(free.nonzero()[row, 0])
+            raise ValueError(
+                f"Row {row} of the predictions is 0 in every class that the prior allows: the"
+                " objective is infinite."
+            )
+    problem = Problem(
+        probs.contiguous(),
+        shares,
+        named,
+        named.coupling(prior, fairness),
+        passes,
+        held,
+        held_loss,
+        guess,
+        sums,
+    )
+    return Reduction(problem, known, free, classes, n_classes)
+
+
+def _shares(n_rows: int, probs: Tensor, weights: Tensor | None, sums: Sums | None) -> Tensor:
+    """Return every row's share of the weight of all rows, float64."""
+    mass = probs.new_ones(n_rows, dtype=torch.float64) if weights is None else weights.double()
+    own = np.array([float(mass.sum())])
+    whole = own if sums is None else sums.sum(own)
+    return mass / float(whole[0])

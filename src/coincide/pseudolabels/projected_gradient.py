@@ -49,14 +49,13 @@ class ProjectedGradient:
     objectives: ClassVar[tuple[str, ...]] = ("cce+", "cce", "ce+kl")
     minimizes: ClassVar[bool] = True
     estimates_gap: ClassVar[bool] = False
-    any_precision: ClassVar[bool] = False
     max_iter: ClassVar[int] = 2000
     check_every: ClassVar[int] = 10
 
     def start(self, problem: Problem, labels: Tensor | None, tol: float) -> GradientState:
         """Start from the given labels, or from uniform ones."""
         del tol
-        labels = problem.admissible(problem.uniform_labels() if labels is None else labels)
+        labels = problem.admissible(problem.uniform_labels() if labels is None else labels.double())
         return GradientState(labels, self.step_size or 1.0, problem.value(labels))
 
     def step(self, problem: Problem, state: GradientState) -> GradientState:
@@ -84,17 +83,17 @@ def _search(problem: Problem, state: GradientState, gradient: Tensor) -> Gradien
     else:
         state.stalled = True
         return state
-    bend = float((change * (row_gradient(problem, labels) - gradient)).double().sum())
+    curvature = float((change * (row_gradient(problem, labels) - gradient)).double().sum())
     square = float((change * change).double().sum())
-    size = square / bend if bend > 0 else 2 * size
+    size = square / curvature if curvature > 0 else 2 * size
     return GradientState(labels, size, value)
 
 
 def row_gradient(problem: Problem, labels: Tensor) -> Tensor:
     """Return the gradient of the mean objective, ``ω_i (-g_i - w)``, ``(M, K)``."""
-    multipliers = problem.multipliers(problem.mean_label(labels))
-    pull = problem.descent(labels) + problem.at_rows(multipliers)
-    return -pull * problem.weights[:, None].to(pull)
+    multipliers = problem.coupling.multipliers(problem.mean_label(labels))
+    descent = problem.descent(labels) + problem.at_rows(multipliers)
+    return -descent * problem.weights[:, None]
 
 
 def project_to_simplex(points: Tensor) -> Tensor:

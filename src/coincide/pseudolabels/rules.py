@@ -40,20 +40,20 @@ class ClosedForm:
     objectives: ClassVar[tuple[str, ...]] = ("ce+kl",)
     minimizes: ClassVar[bool] = False
     estimates_gap: ClassVar[bool] = False
-    any_precision: ClassVar[bool] = False
     max_iter: ClassVar[int] = 1
     check_every: ClassVar[int] = 1
 
     def start(self, problem: Problem, labels: Tensor | None, tol: float) -> RuleState:
         """Start from the predictions themselves; given labels are not used by the rule."""
         del labels, tol
-        return RuleState(problem.probs)
+        return RuleState(problem.probs.double())
 
     def step(self, problem: Problem, state: RuleState) -> RuleState:
         """Apply the rule once."""
-        column = problem.mean_label(problem.probs)
+        probs = problem.probs.double()
+        column = problem.mean_label(probs)
         ratio = np.divide(problem.prior, column, out=np.zeros_like(column), where=column > 0)
-        scaled = problem.probs * torch.from_numpy(np.sqrt(ratio)).to(problem.probs)
+        scaled = probs * torch.from_numpy(np.sqrt(ratio)).to(probs)
         return RuleState(scaled / scaled.sum(1, keepdim=True), stalled=True)
 
 
@@ -75,7 +75,6 @@ class Sinkhorn:
     objectives: ClassVar[tuple[str, ...]] = ("ce+kl",)
     minimizes: ClassVar[bool] = False
     estimates_gap: ClassVar[bool] = False
-    any_precision: ClassVar[bool] = False
     max_iter: ClassVar[int] = 1000
     check_every: ClassVar[int] = 50
 
@@ -88,7 +87,7 @@ class Sinkhorn:
                 "The 'sinkhorn' solver needs a positive prediction in every class that the prior"
                 f" wants. Got none in class {empty.argmax()}; use 'interior-point'."
             )
-        return _scaled(self.sharpness * problem.probs.log())
+        return _scaled(self.sharpness * problem.probs.double().log())
 
     def step(self, problem: Problem, state: RuleState) -> RuleState:
         """Scale the columns to the prior, then the rows to 1, in the log domain."""

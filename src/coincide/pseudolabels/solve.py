@@ -8,9 +8,10 @@ prior forbids are taken out, and what remains is a :class:`Problem` for the solv
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -28,18 +29,16 @@ from coincide._checks import (
     parameter_message,
     real_tensor,
 )
-from coincide.pseudolabels.accelerated_em import AcceleratedEM
 from coincide.pseudolabels.active_set import ActiveSet
-from coincide.pseudolabels.coupling import MOST_UNKNOWNS
 from coincide.pseudolabels.em import ExpectationMaximization
-from coincide.pseudolabels.interior_point import InteriorPoint
-from coincide.pseudolabels.kernels import choose_backend, pays_apart, weighted_sum
+from coincide.pseudolabels.interior_point import MOST_CLASSES, InteriorPoint
 from coincide.pseudolabels.objectives import OBJECTIVES, Vector
-from coincide.pseudolabels.problem import Certificate
+from coincide.pseudolabels.problem import Certificate, reduce_problem
 from coincide.pseudolabels.projected_gradient import ProjectedGradient
-from coincide.pseudolabels.reduction import Reduction, reduce_problem
+from coincide.pseudolabels.rows import TorchPasses, choose_passes
+from coincide.pseudolabels.rows.shared import Sums
 from coincide.pseudolabels.rules import ClosedForm, Sinkhorn
-from coincide.pseudolabels.solver import Outcome, Solver, run_solver
+from coincide.pseudolabels.solver import Outcome, Solver, run_solver, run_uncertified
 
 _OWNER = "solve_pseudo_labels"
 
@@ -47,7 +46,6 @@ SOLVERS: dict[str, Solver] = {
     "active-set": ActiveSet(),
     "interior-point": InteriorPoint(),
     "em": ExpectationMaximization(),
-    "accelerated-em": AcceleratedEM(),
     "projected-gradient": ProjectedGradient(),
     "closed-form": ClosedForm(),
     "sinkhorn": Sinkhorn(),
@@ -123,10 +121,10 @@ def solve_pseudo_labels(
     objective : {"cce+", "cce", "ce+kl"}
     solver : {"auto", "active-set", "interior-point", "em", ...} or Solver
         A key of ``SOLVERS``. ``"auto"`` takes the fastest exact one: ``"active-set"`` for (11)
-        and (10), ``"interior-point"`` for (5); where classes and, under (11) and (10), twice the
-        rows are more than 10,000, ``"em"`` for (11), else ``"projected-gradient"``. ``"em"``
-        solves (11) only; ``"closed-form"`` (MIADM) and ``"sinkhorn"`` (SeLa) are rules judged
-        by (5). A pair that does not fit is refused.
+        and (10), ``"interior-point"`` for (5); above 10,000 classes ``"em"`` for (11), else
+        ``"projected-gradient"``, which end at ``max_iter`` with the gap that they have reached.
+        ``"em"`` solves (11) only; ``"closed-form"`` (MIADM) and ``"sinkhorn"`` (SeLa) are rules
+        judged by (5). A pair that does not fit is refused.
     known : integer array or tensor of shape (M,), optional
         Class ids of the rows whose label is held at the truth; -1 elsewhere.
     init : array or tensor of shape (M, K), or PseudoLabels, optional
@@ -168,69 +166,123 @@ def solve_pseudo_labels(
     check_option(objective, "objective", _OWNER, OBJECTIVES)
     rows = _check_predictions(probs)
     n_rows, n_classes = rows.shape
-    chosen = check_solver(solver, objective, _OWNER, n_classes, n_rows)
-    work = rows if rows.dtype == torch.float32 and chosen.any_precision else rows.double()
-    reduction = reduce_problem(
-        work,
+    chosen = check_solver(solver, objective, _OWNER, n_classes)
+    found = solve_checked(
+        rows if rows.dtype == torch.float32 else rows.double(),
         prior=check_prior(prior, n_classes, _OWNER),
         fairness=check_real(fairness, "fairness", _OWNER),
         objective=objective,
-        backend=choose_backend(work.numel(), work.device),
-        known=_check_known(known, n_rows, n_classes, work.device),
-        weights=check_weights(sample_weight, n_rows, _OWNER, work.device),
+        solver=chosen,
+        passes=choose_passes(rows.numel(), rows.device),
+        known=_check_known(known, n_rows, n_classes, rows.device),
+        weights=check_weights(sample_weight, n_rows, _OWNER, rows.device),
         guess=init.multipliers if isinstance(init, PseudoLabels) else None,
-        precision=torch.float64,
-    )
-    start = _check_init(init, rows)
-    limit = chosen.max_iter if max_iter is None else max_iter
-    outcome, certificate = _run(
-        chosen,
-        reduction,
-        start,
+        init=_check_init(init, rows),
         tol=check_real(tol, "tol", _OWNER),
-        max_iter=check_integer(limit, "max_iter", _OWNER, low=1),
+        max_iter=None if max_iter is None else check_integer(max_iter, "max_iter", _OWNER, low=1),
     )
-    full = reduction.expand(outcome.labels)
     half = rows.dtype not in (torch.float32, torch.float64)
-    labels = full.to(torch.float32 if half else rows.dtype)
-    mean_label = weighted_sum(reduction.weights, full)
-    as_tensor = isinstance(probs, Tensor)
+    labels = found.labels.to(torch.float32 if half else rows.dtype)
+    parts: dict[str, Any] = {"labels": labels, "mean_label": found.mean_label}
+    if not isinstance(probs, Tensor):
+        parts = {name: part.numpy() for name, part in parts.items()}
+    solved: PseudoLabels[Any] = dataclasses.replace(found, **parts)
+    return solved
+
+
+def solve_checked(
+    probs: Tensor,
+    *,
+    prior: Vector,
+    fairness: float,
+    objective: str,
+    solver: Solver,
+    passes: TorchPasses,
+    tol: float,
+    known: Tensor | None = None,
+    weights: Tensor | None = None,
+    guess: Vector | None = None,
+    init: Tensor | None = None,
+    sums: Sums | None = None,
+    max_iter: int | None = None,
+    certified: bool = True,
+) -> PseudoLabels[Tensor]:
+    """Solve for arguments that have been checked: what a training does in every step.
+
+    Parameters
+    ----------
+    probs : Tensor of shape (M, K), float32 or float64
+    prior, fairness, objective, known, weights, max_iter
+        As in :func:`solve_pseudo_labels`.
+    solver : Solver
+        One that fits the objective.
+    passes : TorchPasses
+        Over the rows.
+    tol : float
+        The certified gap to stop at, relative as there; the solver's own estimate of the gap,
+        absolute, where the labels are not certified.
+    guess : array of shape (K,), optional
+        Multipliers to start from.
+    init : Tensor of shape (M, K), float64, optional
+        Labels to start from.
+    sums : Sums, optional
+        Over the processes that hold the other rows.
+    certified : bool
+        Whether to certify the labels, which takes a pass or two more. Without, the objective, its
+        bound and the gap are NaN, and ``converged`` is the solver's own opinion. A solver that does
+        not estimate its gap is always certified.
+
+    Raises
+    ------
+    ValueError
+        If a known row or a whole prediction lies on classes that the prior forbids.
+    """
+    reduction = reduce_problem(
+        probs,
+        prior=prior,
+        fairness=fairness,
+        objective=objective,
+        passes=passes,
+        known=known,
+        weights=weights,
+        guess=guess,
+        sums=sums,
+    )
+    problem = reduction.problem
+    if not certified:  # sums of short numbers are exact: in whatever order processes take them
+        problem = dataclasses.replace(problem, weights=problem.weights.float().double())
+    most = solver.max_iter if max_iter is None else max_iter
+    if problem.mass() == 0:  # every row is known, on every process
+        value = problem.value(problem.probs)
+        outcome = Outcome(problem.probs, 0, True, Certificate(value, value))
+    elif certified or not solver.estimates_gap:
+        start = None if init is None else reduction.restrict(init)
+        outcome = run_solver(solver, problem, start, tol=tol, max_iter=most)
+    else:
+        outcome = run_uncertified(solver, problem, tol=tol, max_iter=most)
+    certificate = outcome.certificate or Certificate(math.nan, math.nan)
+    mean_label = reduction.expand_vector(problem.mean_label(outcome.labels))
     return PseudoLabels(
-        labels=labels if as_tensor else labels.numpy(),  # type: ignore[arg-type]
+        labels=reduction.expand(outcome.labels),
         objective=certificate.objective,
         lower_bound=certificate.lower_bound,
         gap=certificate.gap,
         n_iter=outcome.n_iter,
         converged=outcome.converged,
-        mean_label=mean_label if as_tensor else mean_label.numpy(),  # type: ignore[arg-type]
-        solver=chosen.name,
-        multipliers=reduction.expand_multipliers(outcome.multipliers),
+        mean_label=torch.from_numpy(mean_label).to(probs.device),
+        solver=solver.name,
+        multipliers=None
+        if outcome.multipliers is None
+        else reduction.expand_vector(outcome.multipliers),
     )
 
 
-def _run(
-    solver: Solver, reduction: Reduction, start: Tensor | None, *, tol: float, max_iter: int
-) -> tuple[Outcome, Certificate]:
-    """Run the solver on the free part; with every row known there is nothing to solve."""
-    problem = reduction.problem
-    if problem.probs.shape[0] == 0:
-        value = problem.value(problem.probs)
-        certificate = Certificate(value, value)
-        return Outcome(problem.probs, 0, True, certificate), certificate
-    labels = None if start is None else reduction.restrict(start).to(problem.probs)
-    outcome = run_solver(solver, problem, labels, tol=tol, max_iter=max_iter)
-    assert outcome.certificate is not None
-    return outcome, outcome.certificate
-
-
-def check_solver(
-    solver: object, objective: str, owner: str, n_classes: int, n_rows: float = math.inf
-) -> Solver:
+def check_solver(solver: object, objective: str, owner: str, n_classes: int) -> Solver:
     """Return the solver of that name, or refuse a pair that does not fit."""
     chosen: object = solver
     if isinstance(solver, str):
         name = check_option(solver, "solver", owner, ("auto", *SOLVERS))
-        chosen = SOLVERS[_automatic(objective, n_classes, n_rows) if name == "auto" else name]
+        chosen = SOLVERS[_automatic(objective, n_classes) if name == "auto" else name]
     if not all(hasattr(chosen, part) for part in ("name", "objectives", "start", "step")):
         raise TypeError(parameter_message("solver", owner, "a name or a solver", solver))
     fitting: Solver = chosen  # type: ignore[assignment]
@@ -246,13 +298,11 @@ def check_solver(
     return fitting
 
 
-def _automatic(objective: str, n_classes: int, n_rows: float) -> str:
-    """Return the fastest exact solver; where it would be too large, the best that is left."""
-    collision = objective in ActiveSet.objectives
-    unknowns = 2 * n_rows if collision and pays_apart(n_rows, n_classes) else n_classes
-    if unknowns > MOST_UNKNOWNS:
+def _automatic(objective: str, n_classes: int) -> str:
+    """Return the fastest exact solver; where its system would be too large, the best left."""
+    if n_classes > MOST_CLASSES:
         return "em" if objective == "cce+" else "projected-gradient"
-    return "active-set" if collision else "interior-point"
+    return "active-set" if objective in ActiveSet.objectives else "interior-point"
 
 
 def _check_predictions(probs: object) -> Tensor:

@@ -64,11 +64,6 @@ class Solver(Protocol):
         ...
 
     @property
-    def any_precision(self) -> bool:
-        """Whether it takes float32 rows as they are, and is exact to float64 all the same."""
-        ...
-
-    @property
     def max_iter(self) -> int:
         """How many steps it takes at most, unless told otherwise."""
         ...

@@ -20,7 +20,7 @@ from coincide._names import closest
 from coincide.data.images import ImageSource
 from coincide.methods import METHODS, Method
 from coincide.pseudolabels import OBJECTIVES
-from coincide.pseudolabels.kernels import choose_backend
+from coincide.pseudolabels.rows import choose_passes
 from coincide.training.config import OPTIMIZERS, PRECISIONS, SCHEDULES, ImageTrainingConfig
 
 _OWNER = "train_images"
@@ -142,7 +142,7 @@ def build_method(config: ImageTrainingConfig, device: torch.device) -> Method:
     options = {
         name: getattr(config, name) for name in _SHARED_OPTIONS if getattr(config, name) is not None
     } | config.method_options
-    own = sorted(fields - {"n_clusters", "prior", "backend"})
+    own = sorted(fields - {"n_clusters", "prior", "passes"})
     unknown = sorted(set(options) - set(own))
     if unknown:
         raise ValueError(
@@ -156,8 +156,8 @@ def build_method(config: ImageTrainingConfig, device: torch.device) -> Method:
     assert config.n_clusters is not None
     if "prior" in fields:
         options["prior"] = np.full(config.n_clusters, 1 / config.n_clusters)
-    if "backend" in fields:
-        options["backend"] = choose_backend(1 << 30, device)  # for thousands of batches
+    if "passes" in fields:
+        options["passes"] = choose_passes(1 << 30, device)  # for thousands of batches
     return kind(n_clusters=config.n_clusters, **options)  # type: ignore[call-arg]
 
 

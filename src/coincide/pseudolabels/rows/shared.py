@@ -1,4 +1,4 @@
-"""Row kernels of one problem whose rows lie with several processes.
+"""The passes of one problem whose rows lie with several processes.
 
 Every process works on its rows; what the coupling needs are sums of K-vectors, one K×K sum and a
 few smallest entries. Nothing else crosses.
@@ -11,11 +11,11 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from coincide.pseudolabels.kernels.contract import (
+from coincide.pseudolabels.rows.contract import (
     Extents,
     Factors,
+    NewtonRows,
     Prediction,
-    RowKernels,
     StepArrays,
     Vector,
 )
@@ -41,9 +41,7 @@ def sum_together(sums: Sums, *arrays: Vector) -> list[Vector]:
 
 
 class NoRows:
-    """The kernels of a process that has no row to solve for: it adds nothing to the sums."""
-
-    by_class = False
+    """The passes of a process that has no row to solve for: it adds nothing to the sums."""
 
     def __init__(self, n_classes: int) -> None:
         self._nothing = np.zeros(n_classes)
@@ -74,16 +72,15 @@ class NoRows:
 
 
 class SharedRows:
-    """The kernels of this process's rows, with sums over those of all processes.
+    """The passes of this process's rows, with sums over those of all processes.
 
     Parameters
     ----------
-    rows : RowKernels
+    rows : NewtonRows
     sums : Sums
     """
 
-    def __init__(self, rows: RowKernels, sums: Sums) -> None:
-        self.by_class = rows.by_class
+    def __init__(self, rows: NewtonRows, sums: Sums) -> None:
         self._rows = rows
         self._sums = sums
 
@@ -94,20 +91,19 @@ class SharedRows:
     def factor(self) -> Factors:
         """Factor the own rows' Hessians and sum over all rows."""
         own = self._rows.factor()
-        assert isinstance(own.gram, np.ndarray)
-        gram, pull, mean_label, complementarity = sum_together(
-            self._sums, own.gram, own.pull, own.mean_label, np.array(own.complementarity)
+        gram, gradient, mean_label, complementarity = sum_together(
+            self._sums, own.gram, own.gradient, own.mean_label, np.array(own.complementarity)
         )
-        return Factors(gram, pull, mean_label, float(complementarity))
+        return Factors(gram, gradient, mean_label, float(complementarity))
 
     def predict(self, shift: Vector) -> Prediction:
         """Find the affine direction of the own rows; sum over all."""
         own = self._rows.predict(shift)
-        numbers, center, bend = sum_together(
-            self._sums, np.array([own.first, own.second]), own.center, own.bend
+        numbers, center, correction = sum_together(
+            self._sums, np.array([own.first, own.second]), own.center, own.correction
         )
         low, high = self._sums.least(own.low), -self._sums.least(-own.high)
-        return Prediction(low, high, float(numbers[0]), float(numbers[1]), center, bend)
+        return Prediction(low, high, float(numbers[0]), float(numbers[1]), center, correction)
 
     def correct(self, shift: Vector, target: float) -> Extents:
         """Find the corrected direction of the own rows, and the extents of all."""

@@ -14,10 +14,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from coincide.pseudolabels.kernels.contract import Minimizers, Vector
+from coincide.pseudolabels.rows.contract import Minimizers, Vector
 
 _MOST_ROUNDS = 200
 _ROUNDING = 1e-15
+_ENTRIES_PER_BLOCK = 1 << 22
 
 
 class TorchMinimizers:
@@ -97,7 +98,11 @@ def summed_answer(answer: Minimizers, weights: Tensor, n_classes: int) -> tuple[
 
 
 def answer_curvature(answer: Minimizers, weights: Tensor, multipliers: Vector) -> Vector:
-    """Return minus the second derivative of the rows' mean value."""
+    """Return minus the second derivative of the rows' mean value, ``(K, K)``.
+
+    A row that is split between ``k`` and ``l`` moves mass at the rate ``1/(w_k - w_l)²``, whatever
+    its predictions are; the others do not move.
+    """
     split = (answer.share > 0) & (answer.share < 1)
     steep, flat = answer.steep[split], answer.flat[split]
     w = torch.from_numpy(multipliers).to(weights.device)
@@ -112,3 +117,101 @@ def laplacian(steep: Tensor, flat: Tensor, weights: Tensor, n_classes: int) -> V
     found: Vector = -graph - graph.T
     found.flat[:: n_classes + 1] -= found.sum(1)
     return found
+
+
+def near_candidates(
+    probs: Tensor,
+    multipliers: Vector,
+    answer: Minimizers,
+    *,
+    slack: float,
+    most: int,
+    least: int = 1,
+    kept: Tensor | None = None,
+    within: Vector | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the rows with more than one candidate, and their candidates.
+
+    Close to the multipliers a row can answer only with lines that are nearly as high there.
+
+    Parameters
+    ----------
+    probs : Tensor of shape (M, K)
+    multipliers : array of shape (K,)
+        Finite.
+    answer : Minimizers
+        The rows' answer to them.
+    slack : float
+        A class is a candidate of a row when its line comes this close to the envelope where the
+        row answers, in units of the loss.
+    most, least : int
+        Bounds of the candidates of a row, at most K.
+    kept : Tensor of shape (M, L), int64, optional
+        Classes that are candidates however far they are.
+    within : array of shape (K,), optional
+        How close each class has to be to come first, with those kept.
+
+    Returns
+    -------
+    rows : Tensor of shape (R,), int64
+    classes : Tensor of shape (R, C), int64
+        The nearest first; ``C`` is the largest number of a row's candidates, within the bounds.
+    """
+    starts, t, envelope = _envelope(probs, multipliers, answer)
+    always = torch.full_like(starts, -1) if within is None else torch.from_numpy(within).to(starts)
+    open_rows, picked, widest = [], [], least
+    size = max(1, _ENTRIES_PER_BLOCK // probs.shape[1])
+    for start in range(0, len(probs), size):
+        part = slice(start, start + size)
+        heights = torch.addcmul(starts, probs[part].double(), t[part, None])
+        if kept is not None:
+            heights.scatter_(1, kept[part], torch.inf)
+        heights[heights + always >= envelope[part, None]] = torch.inf
+        near = (heights >= envelope[part, None] - slack).sum(1)
+        rows = (near > 1).nonzero().squeeze(1)
+        widest = max(widest, min(most, int(near.max())))
+        open_rows.append(rows + start)
+        picked.append(heights[rows].topk(most, 1).indices)
+    return torch.cat(open_rows), torch.cat(picked)[:, :widest].contiguous()
+
+
+def nearest_rows(
+    probs: Tensor, multipliers: Vector, answer: Minimizers, counts: Vector
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for every class the rows whose envelope its line comes nearest to, and how near.
+
+    Parameters
+    ----------
+    probs, multipliers, answer
+        As in :func:`near_candidates`.
+    counts : array of shape (K,)
+        How many rows each class gets; all M where it is more.
+
+    Returns
+    -------
+    rows, classes : Tensor of shape (N,), int64
+    distances : Tensor of shape (N,), float64
+    """
+    starts, t, envelope = _envelope(probs, multipliers, answer)
+    wanted = torch.from_numpy(counts).to(probs.device).long().clamp_max(len(probs))
+    classes = wanted.nonzero().squeeze(1)
+    found = [(classes[:0], classes[:0], starts[:0])]
+    size = max(1, _ENTRIES_PER_BLOCK // max(1, len(probs)))
+    for part in (classes[i : i + size] for i in range(0, len(classes), size)):
+        below = envelope[:, None] - torch.addcmul(starts[part], probs[:, part].double(), t[:, None])
+        distances, rows = below.topk(int(wanted[part].max()), 0, largest=False)
+        asked = torch.arange(len(rows), device=rows.device)[:, None] < wanted[part]
+        found.append((rows[asked], part.expand_as(rows)[asked], distances[asked]))
+    rows, of_classes, distances = map(torch.cat, zip(*found, strict=True))
+    return rows, of_classes, distances
+
+
+def _envelope(
+    probs: Tensor, multipliers: Vector, answer: Minimizers
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the intercepts of the lines, every row's best ``t``, and its envelope there."""
+    starts = torch.from_numpy(multipliers - multipliers.max()).to(probs.device)
+    pair = torch.stack((answer.steep, answer.flat), 1)
+    slopes = probs.gather(1, pair).double()
+    t = 1 / torch.lerp(slopes[:, 1], slopes[:, 0], answer.share)
+    return starts, t, torch.addcmul(starts[pair], slopes, t[:, None]).amax(1)

@@ -1,6 +1,6 @@
 """The dual of the rows compiled by Numba: every row's active-set search in cache.
 
-The mathematics is that of :mod:`coincide.pseudolabels.kernels.dual`. A pair of lines is settled
+The mathematics is that of :mod:`coincide.pseudolabels.rows.torch_dual`. A pair of lines is settled
 when no line rises above it; that check is a sum, not a maximum, because a sum vectorizes.
 """
 
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from coincide._compiled_rows import BlockedRows, compiled
-from coincide.pseudolabels.kernels.contract import Minimizers, Vector
+from coincide._threads import BlockedRows, compiled
+from coincide.pseudolabels.rows.contract import Minimizers, Vector
 
 _MOST_ROUNDS = 200
 _ROUNDING = 1e-14
@@ -160,3 +160,99 @@ def laplacian(steep: Tensor, flat: Tensor, weights: Tensor, n_classes: int) -> V
     graph = np.zeros((n_classes, n_classes))
     _add_edges(steep.numpy(), flat.numpy(), weights.numpy(), graph)
     return graph
+
+
+@compiled
+def _heights(row, start, high, low, share, kept, within, heights):
+    """Find the lines' heights where a row answers, infinite if kept; return the envelope."""
+    t = 1 / (share * row[high] + (1 - share) * row[low])
+    envelope = max(row[high] * t + start[high], row[low] * t + start[low])
+    for k in range(row.shape[0]):
+        height = row[k] * t + start[k]
+        heights[k] = np.inf if height + within[k] >= envelope else height
+    for c in kept:
+        heights[c] = np.inf
+    return envelope
+
+
+@compiled
+def _count_near(span, p, start, steep, flat, share, slack, kept, within, near):
+    """Count the candidates of every row."""
+    heights = np.empty(p.shape[1])
+    for i in range(span[0], span[1]):
+        least = _heights(p[i], start, steep[i], flat[i], share[i], kept[i], within, heights) - slack
+        count = 0.0
+        for k in range(len(heights)):
+            count += 1.0 if heights[k] >= least else 0.0
+        near[i] = count
+
+
+@compiled
+def _pick_highest(span, p, start, steep, flat, share, slack, kept, within, rows, classes):
+    """Fill ``classes`` with the highest lines of ``rows``, the highest first."""
+    most = classes.shape[1]
+    best, heights = np.empty(most), np.empty(p.shape[1])
+    for n in range(span[0], span[1]):
+        i, picked = rows[n], classes[n]
+        _heights(p[i], start, steep[i], flat[i], share[i], kept[i], within, heights)
+        best[:] = -np.inf
+        for k in range(len(heights)):
+            if heights[k] <= best[most - 1]:
+                continue
+            c = most - 1
+            while c > 0 and heights[k] > best[c - 1]:
+                best[c], picked[c] = best[c - 1], picked[c - 1]
+                c -= 1
+            best[c], picked[c] = heights[k], k
+
+
+def near_candidates(
+    probs: Tensor,
+    multipliers: Vector,
+    answer: Minimizers,
+    *,
+    slack: float,
+    most: int,
+    least: int = 1,
+    kept: Tensor | None = None,
+    within: Vector | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the rows with more than one candidate, and their candidates.
+
+    See :func:`coincide.pseudolabels.rows.torch_dual.near_candidates`.
+    """
+    p, start = np.ascontiguousarray(probs.numpy()), multipliers - multipliers.max()
+    of_rows = tuple(part.numpy() for part in (answer.steep, answer.flat, answer.share))
+    near, always = np.empty(len(p), np.int64), np.empty((len(p), 0), np.int64)
+    if kept is not None:
+        always = np.ascontiguousarray(kept.numpy())
+    close = np.full(len(start), -1.0) if within is None else within
+    given = p, start, *of_rows, slack, always, close
+    scan = BlockedRows(*p.shape)
+    scan.each(lambda _, span: _count_near(span, *given, near))
+    rows = np.flatnonzero(near > 1)
+    classes = np.zeros((len(rows), min(most, int(near.max(initial=least)))), np.int64)
+    pick = BlockedRows(len(rows), p.shape[1])
+    pick.each(lambda _, span: _pick_highest(span, *given, rows, classes))
+    return torch.from_numpy(rows), torch.from_numpy(classes)
+
+
+@compiled
+def sum_labels(rows, p, y, weights, block, mean):
+    """Add ``Σ ω y`` to ``mean`` and return ``Σ ω (-ln σ·y)``."""
+    lanes, total = np.empty((2, block)), 0.0
+    for first in range(rows[0], rows[1], block):
+        n = min(block, rows[1] - first)
+        lanes[0] = 0.0
+        for j in range(n):
+            lanes[1, j] = weights[first + j]
+        for k in range(p.shape[1]):
+            held = 0.0
+            for j in range(n):
+                own = np.float64(y[first + j, k])
+                lanes[0, j] += np.float64(p[first + j, k]) * own
+                held += lanes[1, j] * own
+            mean[k] += held
+        for j in range(n):
+            total -= lanes[1, j] * np.log(lanes[0, j])
+    return total

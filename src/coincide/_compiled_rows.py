@@ -1,5 +1,0 @@
-"""Passes over rows: see ``_threads``."""
-
-from coincide._threads import BlockedRows, compiled
-
-__all__ = ["BlockedRows", "compiled"]
