@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 import triton
 from torch import Tensor
@@ -19,9 +18,6 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from coincide.losses.triton_rows import LogCollisionInTriton
-from coincide.pseudolabels.kernels.triton_dual import TritonMinimizers
-from coincide.pseudolabels.kernels.triton_em import TritonSweep
-from coincide.pseudolabels.kernels.triton_rows import TritonRows
 
 TARGETS = (GPUTarget("cuda", 80, 32), GPUTarget("cuda", 90, 32))
 TYPES = {
@@ -59,18 +55,6 @@ def compile_instead(
 
 
 JITFunction.run = compile_instead
-for dtype in (torch.float64, torch.float32):
-    rows = torch.rand(6, 100, dtype=dtype).softmax(1)
-    weights = torch.full((6,), 1 / 6, dtype=dtype)
-    TritonMinimizers(rows).minimize(np.zeros(100))
-    TritonSweep(rows, weights, rows).sweep(np.ones(100), 1e-8)
-    for collision in (True, False):
-        kernels = TritonRows(rows, weights, collision=collision)
-        kernels.load(rows.double(), rows.double())
-        kernels.factor()
-        kernels.predict(np.zeros(100))
-        kernels.correct(np.zeros(100), 0.1)
-        kernels.advance(0.5, 0.6)
 for dtype in (torch.float64, torch.float32, torch.bfloat16):
     logits = torch.zeros(3, 5000, dtype=dtype, requires_grad=True)
     computed = torch.promote_types(dtype, torch.float32)

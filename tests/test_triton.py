@@ -1,7 +1,4 @@
-"""The Triton kernels of the loss beside the composed loss, and every kernel through the compiler.
-
-The row kernels of the solvers are tested beside the other backends, where those are.
-"""
+"""The Triton kernels of the loss beside the composed loss, and through the compiler."""
 
 from __future__ import annotations
 
@@ -18,14 +15,12 @@ from torch import Tensor
 
 from coincide import collision_cross_entropy
 from coincide.losses.collision import weighted_logsumexp
-from coincide.pseudolabels.kernels import available_backends
-from devices import device_of
 
-if "triton" not in available_backends():
-    pytest.skip("Triton is not installed", allow_module_level=True)
+pytest.importorskip("triton", reason="Triton is not installed")
 from coincide.losses.triton_rows import LogCollisionInTriton
 
-DEVICE = device_of("triton")
+# Without a GPU the interpreter takes over.
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CASES = [(torch.float64, 1e-13), (torch.float32, 1e-5), (torch.bfloat16, 1e-2)]
 pytestmark = pytest.mark.filterwarnings("ignore:(divide by zero|invalid value):RuntimeWarning")
 
@@ -132,7 +127,4 @@ def test_every_kernel_compiles(tmp_path: Path) -> None:
         [sys.executable, str(script)], capture_output=True, text=True, env=here, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert Counter(done.stdout.split()) == {
-        "_minimize": 2, "_sweep": 2, "_factor": 4, "_predict": 4, "_correct": 4, "_advance": 1,
-        "_collide": 3, "_differentiate": 3,
-    }  # fmt: skip
+    assert Counter(done.stdout.split()) == {"_collide": 3, "_differentiate": 3}

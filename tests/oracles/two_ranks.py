@@ -17,7 +17,8 @@ from torch import nn
 from coincide.methods import IIC, UNKNOWN, CollisionMethod
 from coincide.networks import Network
 from coincide.pseudolabels import ActiveSet
-from coincide.pseudolabels.reduction import reduce_problem
+from coincide.pseudolabels.problem import reduce_problem
+from coincide.pseudolabels.rows import TorchPasses
 from coincide.pseudolabels.solver import run_solver
 from coincide.training.config import TrainingConfig
 from coincide.training.distributed import TorchRanks, join_ranks
@@ -100,7 +101,7 @@ def solve_lopsided(index=None, sums=None, first=0):
         prior=np.full(5, 0.2),
         fairness=100.0,
         objective="cce+",
-        backend="torch",
+        passes=TorchPasses(),
         sums=sums,
     ).problem
     outcome = run_solver(ActiveSet(), problem, tol=1e-6, max_iter=500)

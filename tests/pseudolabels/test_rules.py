@@ -8,9 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment, linprog
 
 from coincide import solve_pseudo_labels
-from coincide.pseudolabels import OBJECTIVES, SOLVERS, Sinkhorn
-from coincide.pseudolabels.problem import Problem, certify
-from coincide.pseudolabels.solver import run_uncertified
+from coincide.pseudolabels import Sinkhorn
 from problems import Array, random_probs, skewed_prior
 
 
@@ -132,27 +130,3 @@ def test_interior_point_beats_the_rules_on_their_own_objective() -> None:
         rule = solve_pseudo_labels(probs, objective="ce+kl", solver=name)
         assert exact.objective <= rule.objective + 1e-6
         assert rule.gap >= -1e-12
-
-
-# --- the loop without certificates ----------------------------------------------------------
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("tol", [1e-3, 1e-6])
-def test_the_gap_that_the_interior_point_expects_is_the_certified_one(
-    objective: str, tol: float
-) -> None:
-    probs = torch.from_numpy(random_probs(80, 5))
-    problem = Problem(
-        probs=probs,
-        weights=torch.full((80,), 1 / 80, dtype=torch.float64),
-        prior=np.full(5, 0.2),
-        fairness=1.0,
-        objective=OBJECTIVES[objective],
-        backend="torch",
-        held=np.zeros(5),
-    )
-    outcome = run_uncertified(SOLVERS["interior-point"], problem, tol=tol, max_iter=50)
-    assert outcome.converged
-    assert outcome.certificate is None
-    assert certify(problem, outcome.labels).gap <= 10 * tol

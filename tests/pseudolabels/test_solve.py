@@ -1,4 +1,4 @@
-"""The public solver: against cvxpy, by its own certificate, and by the laws of the problem."""
+"""The public function: against cvxpy, by its own certificate, and by the laws of the problem."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_optimum_of_cvxpy_with_known_rows_and_weights(objective: str) -> None:
 @pytest.mark.parametrize("objective", OBJECTIVE_NAMES)
 @pytest.mark.parametrize("fairness", [0.0, 0.1, 1.0, 100.0, 1000.0])
 @pytest.mark.parametrize("shape", [(250, 10), (60, 2), (50, 40)])
-def test_interior_point_is_exact_on_random_problems(
+def test_the_default_is_exact_on_random_problems(
     objective: str, fairness: float, shape: tuple[int, int]
 ) -> None:
     probs = random_probs(*shape, seed=5)
@@ -124,7 +124,6 @@ def test_interior_point_is_exact_on_random_problems(
 
 PRIORS = {
     "uniform": uniform,
-    "skewed": skewed_prior,
     "zero entry": lambda n_classes: prior_with_first(n_classes, 0.0),
     "entry of 1e-12": lambda n_classes: prior_with_first(n_classes, 1e-12),
 }
@@ -136,10 +135,10 @@ def has_finite_objective(probs: NDArray[np.float64], prior: NDArray[np.float64],
 
 
 @pytest.mark.parametrize("objective", OBJECTIVE_NAMES)
-@pytest.mark.parametrize("fairness", [0.0, 0.1, 1.0, 100.0, 1000.0])
+@pytest.mark.parametrize("fairness", [0.0, 1.0, 1000.0])
 @pytest.mark.parametrize("prior_name", PRIORS)
 @pytest.mark.parametrize("name", degenerate_problems())
-def test_interior_point_is_exact_on_degenerate_problems(
+def test_the_default_is_exact_on_degenerate_problems(
     name: str, prior_name: str, fairness: float, objective: str
 ) -> None:
     probs = degenerate_problems()[name]
@@ -231,7 +230,7 @@ def test_first_order_solvers_survive_degenerate_problems(
     for fairness in (0.0, 1.0, 100.0):
         arguments: dict[str, Any] = {"fairness": fairness, "objective": objective}
         exact = solve_pseudo_labels(probs, tol=EXACT, **arguments)
-        found = solve_pseudo_labels(probs, solver=solver, max_iter=60, **arguments)
+        found = solve_pseudo_labels(probs, solver=solver, max_iter=10, **arguments)
         assert_feasible(found.labels)
         assert np.isfinite(found.objective)
         assert found.objective >= exact.lower_bound - 1e-12 * max(1, abs(exact.lower_bound))
