@@ -16,7 +16,7 @@ from coincide.pseudolabels.problem import Problem
 from coincide.pseudolabels.solver import Outcome, run_solver, run_uncertified
 from coincide.pseudolabels.working_set import WorkingSet
 from problems import Array, random_probs, skewed_prior
-from pseudolabels.small_problems import PASSES, indifferent, point_at, problem_of
+from small_problems import PASSES, indifferent, point_at, problem_of
 
 OBJECTIVES = ["cce+", "cce"]
 

@@ -11,7 +11,7 @@ from coincide.pseudolabels.dual import Ascent, answer_labels, newton_change
 from coincide.pseudolabels.problem import Problem
 from coincide.pseudolabels.solver import run_solver
 from problems import random_probs, skewed_prior
-from pseudolabels.small_problems import PASSES, indifferent, point_at, problem_of
+from small_problems import PASSES, indifferent, point_at, problem_of
 
 OBJECTIVES = ["cce+", "cce"]
 

@@ -22,7 +22,7 @@ from problems import (
     random_probs,
     skewed_prior,
 )
-from pseudolabels.small_problems import problem_of
+from small_problems import problem_of
 
 LAWS = settings(max_examples=30, deadline=None)
 seeds = st.integers(0, 2**31 - 1)

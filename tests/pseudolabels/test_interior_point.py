@@ -13,7 +13,7 @@ from coincide.pseudolabels.interior_point import MOST_CLASSES
 from coincide.pseudolabels.problem import Problem, certify
 from coincide.pseudolabels.solver import run_solver, run_uncertified
 from problems import OBJECTIVE_NAMES, random_labels, random_probs, skewed_prior
-from pseudolabels.small_problems import PASSES, on_device, problem_of
+from small_problems import PASSES, on_device, problem_of
 
 pytestmark = pytest.mark.parametrize("objective", OBJECTIVE_NAMES)
 

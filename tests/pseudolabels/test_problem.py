@@ -22,7 +22,7 @@ from problems import (
     random_probs,
     skewed_prior,
 )
-from pseudolabels.small_problems import PASSES, indifferent, problem_of
+from small_problems import PASSES, indifferent, problem_of
 
 LAWS = settings(max_examples=30, deadline=None)
 

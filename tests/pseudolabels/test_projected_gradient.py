@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from coincide.pseudolabels import SOLVERS, ProjectedGradient
 from coincide.pseudolabels.projected_gradient import project_to_simplex, row_gradient
 from problems import OBJECTIVE_NAMES, random_labels, random_probs, skewed_prior
-from pseudolabels.small_problems import problem_of
+from small_problems import problem_of
 
 
 @pytest.mark.parametrize("objective", OBJECTIVE_NAMES)

@@ -26,7 +26,7 @@ from problems import (
     random_probs,
     skewed_prior,
 )
-from pseudolabels.small_problems import PASSES, on_device, point_at, problem_of
+from small_problems import PASSES, on_device, point_at, problem_of
 
 LAWS = settings(max_examples=20, deadline=None)
 seeds = st.integers(0, 2**31 - 1)

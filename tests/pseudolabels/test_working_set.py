@@ -17,7 +17,7 @@ from coincide.pseudolabels.problem import Problem
 from coincide.pseudolabels.solver import run_solver
 from coincide.pseudolabels.working_set import WorkingSet, enough_rows, start_near, working_set
 from problems import Array, degenerate_problems, random_labels, random_probs, skewed_prior
-from pseudolabels.small_problems import (
+from small_problems import (
     PASSES,
     on_device,
     point_at,
