@@ -134,6 +134,7 @@ def test_metrics_say_what_was_done(run):
     assert "known_labels" not in metrics
     assert set(metrics["scores"]) >= {"accuracy", "nmi", "ari"}
     assert set(metrics["timings"]) == {"read", "fit", "write"}
+    assert 0 < sum(metrics["phases"].values()) <= metrics["timings"]["fit"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -183,7 +184,7 @@ def test_what_is_printed(folder, capsys):
     options = [*OPTIONS, "--learning-rate", "1e-12", "--no-revive"]
     assert main(["train", "small.npz", "--out", "run", *options]) == 0
     printed = capsys.readouterr()
-    for part in ("rows", "clusters", "loss", "seconds of training", "ACC", "wrote run/"):
+    for part in ("rows", "clusters", "loss", "seconds", "training", "ACC", "wrote run/"):
         assert part in printed.out
     warnings = printed.err.splitlines()
     assert all(line.startswith("coincide: warning: ") for line in warnings)

@@ -85,7 +85,8 @@ def print_training(metrics: dict[str, Any]) -> None:
         table.add_row("starts", f"{len({start['seed'] for start in metrics['starts']})}")
     table.add_row("epochs", f"{metrics['n_epochs']:,}")
     table.add_row("loss", f"{last['loss']:.4f}")
-    table.add_row("seconds of training", f"{metrics['timings']['fit']:.1f}")
+    phases = ", ".join(f"{name} {spent:.1f}" for name, spent in metrics["phases"].items())
+    table.add_row("seconds", f"{metrics['timings']['fit']:.1f} ({phases})")
     _print(table, metrics)
 
 

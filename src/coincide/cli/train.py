@@ -409,6 +409,7 @@ def _describe(
         "n_epochs": len(run.history),
         "history": [asdict(record) for record in run.history],
         "starts": [asdict(record) for record in run.starts],
+        "phases": run.seconds,
         "signs": run.signs,
         "skipped": [list(item) for item in source.skipped],
         "warnings": [*notes, *skipped(source)],

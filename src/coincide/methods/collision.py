@@ -73,6 +73,7 @@ class CollisionMethod(Method):
     _teacher: nn.Module | None = field(default=None, init=False, repr=False)
     _restored: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _neighbors: Tensor | None = field(default=None, init=False, repr=False)
+    _taken_up: bool = field(default=False, init=False, repr=False)  # the neighbors, not mined here
 
     def __post_init__(self) -> None:
         check_integer(self.n_views, "n_views", "CollisionMethod", low=1)
@@ -80,9 +81,9 @@ class CollisionMethod(Method):
         self._solver = check_solver(self.solver, self.objective, "CollisionMethod", self.n_clusters)
 
     def begin_epoch(self, epoch: int, n_epochs: int, data: AllRows | None) -> None:
-        """Mine the neighbors before the first epoch, where they are wanted."""
+        """Mine the neighbors before the first epoch, where they are wanted and not restored."""
         del n_epochs
-        if self.n_neighbors and epoch == 0 and data is not None:
+        if self.n_neighbors and epoch == 0 and data is not None and not self._taken_up:
             self._neighbors = mine_neighbors(data.features(), self.n_neighbors)
 
     def partners(self, rows: Tensor) -> Tensor | None:
@@ -143,6 +144,7 @@ class CollisionMethod(Method):
         self._guess = None if guess is None else guess.double().cpu().numpy()
         self._teacher = None
         self._neighbors = state.get("neighbors")
+        self._taken_up = self._neighbors is not None
         self._restored = {name: t for name, t in state.items() if name.startswith("teacher.")}
 
     def _label(self, probs: Tensor, weights: Tensor | None, known: Tensor | None) -> Tensor:

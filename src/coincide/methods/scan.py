@@ -62,6 +62,7 @@ class SCAN(Method):
     self_label_share: float = 0.0
     threshold: float = 0.99
     _neighbors: Tensor | None = field(default=None, init=False, repr=False, compare=False)
+    _taken_up: bool = field(default=False, init=False, repr=False, compare=False)
     _self_labeling: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -75,7 +76,7 @@ class SCAN(Method):
 
     def begin_epoch(self, epoch: int, n_epochs: int, data: AllRows | None) -> None:
         """Mine the neighbors before the first epoch; change to self-labeling in due time."""
-        if epoch == 0 and data is not None:
+        if epoch == 0 and data is not None and not self._taken_up:
             self._neighbors = mine_neighbors(data.features(), self.n_neighbors)
         first = max(1, round((1 - self.self_label_share) * n_epochs))
         self._self_labeling = epoch >= first
@@ -117,6 +118,7 @@ class SCAN(Method):
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take the neighbors up; an epoch 0 begun again does not mine them anew."""
         self._neighbors = state.get("neighbors")
+        self._taken_up = self._neighbors is not None
 
 
 def neighbor_loss(

@@ -349,7 +349,10 @@ def _details(metrics: dict[str, Any], source: dict[str, Any]) -> list[tuple[str,
             "Timings",
             [
                 (key, seconds(value))
-                for key, value in part(metrics, "timings", {}).items()
+                for key, value in (
+                    *part(metrics, "timings", {}).items(),
+                    *part(metrics, "phases", {}).items(),
+                )
                 if math.isfinite(number(value))
             ],
         ),

@@ -103,6 +103,11 @@ class Starts:
         """The seeds still in the choice."""
         return tuple(self._alive)
 
+    def method_state(self) -> dict[str, Tensor]:
+        """Return the state of the method of the first start that was built; empty if none was."""
+        built = next(iter(self._starts.values()), None)
+        return {} if built is None else built.trainer.method.state()
+
     def fit(
         self,
         data: Data,
@@ -119,12 +124,22 @@ class Starts:
             Called with these starts and every record; what they raise stops the training in a
             state that can be taken up again.
         """
+        self.choose(data, on_epoch=on_epoch, on_step=on_step)
+        return self._train(self._alive[0], data, None, on_epoch, on_step)
+
+    def choose(
+        self,
+        data: Data,
+        *,
+        on_epoch: Callable[[Starts, EpochRecord], None] | None = None,
+        on_step: Callable[[Starts, StepRecord], None] | None = None,
+    ) -> None:
+        """Train and halve until one start is left; the parameters are those of :meth:`fit`."""
         while len(self._alive) > 1:
             until = (self._round + 1) * self._round_epochs
             for seed in self._alive:
                 self._train(seed, data, until, on_epoch, on_step)
             self._halve()
-        return self._train(self._alive[0], data, None, on_epoch, on_step)
 
     def _train(
         self,

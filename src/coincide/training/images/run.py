@@ -8,6 +8,7 @@ while it can still be changed. Labels of the truth enter only where the user say
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,7 @@ from coincide.training.config import ImageTrainingConfig
 from coincide.training.history import EpochRecord, StepRecord
 from coincide.training.images.settings import build_method, check_config, draw_known, fill_in
 from coincide.training.loop import Data, Trainer
+from coincide.training.memory import kept_memory
 from coincide.training.ranks import ALONE, Ranks
 from coincide.training.rows import PredictedRows
 from coincide.training.starts import StartRecord, Starts
@@ -33,6 +35,7 @@ from coincide.views.images import build_image_view
 
 _OWNER = "train_images"
 _PRETEXT_DECAY = 1e-4
+_NEIGHBORS = "neighbors"  # in the state of a method that mines them
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
 
@@ -60,6 +63,9 @@ class ImageRun:
     starts : list of StartRecord
     signs : list of str
         What looks wrong with these clusters, in plain words.
+    seconds : dict of str to float
+        What each phase took, since it was begun or taken up: ``"pretext"`` and ``"starts"``,
+        where there are any, and ``"training"``.
     """
 
     network: nn.Module
@@ -74,6 +80,7 @@ class ImageRun:
     history: list[EpochRecord]
     starts: list[StartRecord]
     signs: list[str]
+    seconds: dict[str, float]
 
 
 @dataclass
@@ -165,12 +172,22 @@ class ImageTraining:
                 on_epoch(record, found)
 
         step = None if on_step is None else lambda _, record: on_step(record)
-        if self.pretext is not None:
-            trained = self.pretext.fit(self.data, on_epoch=watch, on_step=step)
-            self.initial = dict(trained.network.get_submodule("backbone").state_dict())
-            self.pretext = None
-        trainer = self.starts.fit(self.data, on_epoch=watch, on_step=step)
-        return self._describe(trainer)
+        seconds = {}
+        with kept_memory():
+            if self.pretext is not None:
+                began = time.perf_counter()
+                trained = self.pretext.fit(self.data, on_epoch=watch, on_step=step)
+                self.initial = dict(trained.network.get_submodule("backbone").state_dict())
+                self.pretext = None
+                seconds["pretext"] = time.perf_counter() - began
+            began = time.perf_counter()
+            if len(self.starts.alive) > 1:
+                self.starts.choose(self.data, on_epoch=watch, on_step=step)
+                seconds["starts"] = time.perf_counter() - began
+                began = time.perf_counter()
+            trainer = self.starts.fit(self.data, on_epoch=watch, on_step=step)
+            seconds["training"] = time.perf_counter() - began
+            return self._describe(trainer, seconds)
 
     @property
     def under_way(self) -> Starts:
@@ -202,7 +219,11 @@ class ImageTraining:
 
     def _build(self, seed: int) -> Trainer:
         """Return a fresh trainer; torch's generators are seeded already."""
-        return self._assemble(build_method(self.config, self.device), self.config, seed)
+        method = build_method(self.config, self.device)
+        # All starts see the same images through the same backbone: they have the same neighbors.
+        if self.initial is not None and _NEIGHBORS in (found := self.starts.method_state()):
+            method.restore({_NEIGHBORS: found[_NEIGHBORS]})
+        return self._assemble(method, self.config, seed)
 
     def _build_pretext(self, seed: int) -> Trainer:
         """Return a fresh trainer of SimCLR."""
@@ -263,7 +284,7 @@ class ImageTraining:
         self.signs += new
         return new
 
-    def _describe(self, trainer: Trainer) -> ImageRun:
+    def _describe(self, trainer: Trainer, seconds: dict[str, float]) -> ImageRun:
         half = self.config.precision == "bfloat16"
         logits = PredictedRows(trainer.network, self.data.rows, half=half).logits()
         probs = torch.softmax(logits, 1).numpy()
@@ -289,6 +310,7 @@ class ImageTraining:
             history=trainer.records,
             starts=self.starts.records,
             signs=signs,
+            seconds=seconds,
         )
 
 
