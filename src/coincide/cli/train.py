@@ -32,6 +32,7 @@ from coincide.cli.console import (
     print_written,
     progress_bar,
 )
+from coincide.cli.memory import keep_freed_memory
 from coincide.cli.run import (
     CHECKPOINTS,
     IMAGE_NAMES,
@@ -75,6 +76,7 @@ class Stopped(KeyboardInterrupt):
 
 def train(arguments: Namespace) -> None:
     """Train a network on images and write the folder of the run."""
+    keep_freed_memory()
     named = arguments.out is not None
     folder = arguments.out or Path(f"coincide-{default_name(arguments.source)}")
     if not arguments.resume:

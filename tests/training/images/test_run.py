@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from torch import nn
 
 from coincide.data.images import read_images
 from coincide.methods import METHODS, UNKNOWN
+from coincide.methods.neighbors import mine_neighbors
 from coincide.networks import Network
 from coincide.training.config import ImageTrainingConfig
 from coincide.training.images.model import load_image_model, save_image_model
 from coincide.training.images.settings import build_method, draw_known, fill_in
 from coincide.training.ranks import ALONE
+from coincide.training.rows import PredictedRows
 from small_images import DIGITS, TINY, assert_same_run, digits, one_thread, training
 
 CPU = torch.device("cpu")
@@ -538,6 +541,47 @@ def test_a_pretext_gives_the_starts_their_backbone():
     assert [record.epoch for _, record in seen] == [0, 1, 0, 1]
     assert running.initial is not None
     assert running.under_way is running.starts
+
+
+@pytest.mark.parametrize("method", ["collision", "scan"])
+def test_neighbors_that_the_starts_share_are_those_mined_anew(method, monkeypatch):
+    options = {"n_neighbors": 5}
+    running = training(method=method, method_options=options, pretext_epochs=1, starts=3)
+    module, mined = sys.modules[METHODS[method].__module__], []
+
+    def mine(features, count):
+        mined.append(mine_neighbors(features, count))
+        return mined[-1]
+
+    monkeypatch.setattr(module, "mine_neighbors", mine)
+    shared = {}
+
+    def on_epoch(record, signs):
+        if running.pretext is None:
+            starts = running.starts
+            shared[starts.seed] = starts.trainer.method.state()["neighbors"]
+
+    running.fit(on_epoch=on_epoch)
+    assert list(shared) == [0, 1, 2]
+    assert len(mined) == 1
+    fresh = training(method=method, method_options=options, initial=running.initial)
+    for seed, neighbors in shared.items():
+        network = fresh._build(seed).network
+        features = PredictedRows(network, fresh.data.rows).features()
+        assert torch.equal(neighbors, mine_neighbors(features, 5))
+
+
+@pytest.mark.parametrize("pretext_epochs", [0, 1])
+def test_starts_of_other_backbones_have_neighbors_of_their_own(pretext_epochs):
+    running = training(method_options={"n_neighbors": 5}, pretext_epochs=pretext_epochs, starts=2)
+    found = {}
+
+    def on_epoch(record, signs):
+        if running.pretext is None:
+            found[running.starts.seed] = running.starts.trainer.method.state()["neighbors"]
+
+    running.fit(on_epoch=on_epoch)
+    assert torch.equal(found[0], found[1]) == bool(pretext_epochs)
 
 
 def test_weights_of_another_network_are_refused():

@@ -27,7 +27,6 @@ from coincide.training.config import ImageTrainingConfig
 from coincide.training.history import EpochRecord, StepRecord
 from coincide.training.images.settings import build_method, check_config, draw_known, fill_in
 from coincide.training.loop import Data, Trainer
-from coincide.training.memory import kept_memory
 from coincide.training.ranks import ALONE, Ranks
 from coincide.training.rows import PredictedRows
 from coincide.training.starts import StartRecord, Starts
@@ -173,21 +172,20 @@ class ImageTraining:
 
         step = None if on_step is None else lambda _, record: on_step(record)
         seconds = {}
-        with kept_memory():
-            if self.pretext is not None:
-                began = time.perf_counter()
-                trained = self.pretext.fit(self.data, on_epoch=watch, on_step=step)
-                self.initial = dict(trained.network.get_submodule("backbone").state_dict())
-                self.pretext = None
-                seconds["pretext"] = time.perf_counter() - began
+        if self.pretext is not None:
             began = time.perf_counter()
-            if len(self.starts.alive) > 1:
-                self.starts.choose(self.data, on_epoch=watch, on_step=step)
-                seconds["starts"] = time.perf_counter() - began
-                began = time.perf_counter()
-            trainer = self.starts.fit(self.data, on_epoch=watch, on_step=step)
-            seconds["training"] = time.perf_counter() - began
-            return self._describe(trainer, seconds)
+            trained = self.pretext.fit(self.data, on_epoch=watch, on_step=step)
+            self.initial = dict(trained.network.get_submodule("backbone").state_dict())
+            self.pretext = None
+            seconds["pretext"] = time.perf_counter() - began
+        began = time.perf_counter()
+        if len(self.starts.alive) > 1:
+            self.starts.choose(self.data, on_epoch=watch, on_step=step)
+            seconds["starts"] = time.perf_counter() - began
+            began = time.perf_counter()
+        trainer = self.starts.fit(self.data, on_epoch=watch, on_step=step)
+        seconds["training"] = time.perf_counter() - began
+        return self._describe(trainer, seconds)
 
     @property
     def under_way(self) -> Starts:
