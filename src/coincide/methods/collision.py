@@ -73,7 +73,7 @@ class CollisionMethod(Method):
     _teacher: nn.Module | None = field(default=None, init=False, repr=False)
     _restored: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _neighbors: Tensor | None = field(default=None, init=False, repr=False)
-    _taken_up: bool = field(default=False, init=False, repr=False)  # the neighbors, not mined here
+    _taken_up: bool = field(default=False, init=False, repr=False)  # neighbors, for the next epoch
 
     def __post_init__(self) -> None:
         check_integer(self.n_views, "n_views", "CollisionMethod", low=1)
@@ -85,6 +85,7 @@ class CollisionMethod(Method):
         del n_epochs
         if self.n_neighbors and epoch == 0 and data is not None and not self._taken_up:
             self._neighbors = mine_neighbors(data.features(), self.n_neighbors)
+        self._taken_up = False
 
     def partners(self, rows: Tensor) -> Tensor | None:
         """Return one of the neighbors of every row, drawn at random."""

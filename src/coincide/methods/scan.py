@@ -78,6 +78,7 @@ class SCAN(Method):
         """Mine the neighbors before the first epoch; change to self-labeling in due time."""
         if epoch == 0 and data is not None and not self._taken_up:
             self._neighbors = mine_neighbors(data.features(), self.n_neighbors)
+        self._taken_up = False
         first = max(1, round((1 - self.self_label_share) * n_epochs))
         self._self_labeling = epoch >= first
 
