@@ -88,7 +88,7 @@ def check_rows(features: NDArray[Any], scaling: Scaling, n_clusters: int) -> Non
 
 def row_weights(weights: ArrayLike | None, n_rows: int) -> Vector | None:
     """Return row weights as float64; one number is the weight of every row."""
-    if weights is not None and np.ndim(weights) == 0:
+    if weights is not None and np.asarray(weights).ndim == 0:
         weights = np.full(n_rows, weights)
     checked = check_weights(weights, n_rows, OWNER)
     return None if checked is None else checked.numpy()
