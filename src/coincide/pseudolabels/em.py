@@ -98,9 +98,10 @@ def _interior_rows(probs: Tensor, coefficients: Tensor, total: Tensor) -> Tensor
     start = torch.where(ratio > 0, (coefficients - base) / ratio, -torch.inf).amax(1)
     root = torch.maximum(start, torch.finfo(probs.dtype).tiny * torch.ones_like(start))
     for _ in range(_NEWTON_STEPS):
-        terms = coefficients / torch.addcmul(base, ratio, root[:, None])
+        below = torch.addcmul(base, ratio, root[:, None])
+        terms = coefficients / below
         value = terms.sum(1)
-        slope = -(terms * ratio / torch.addcmul(base, ratio, root[:, None])).sum(1)
+        slope = -(terms * ratio / below).sum(1)
         root = root + torch.where(slope < 0, (1 - value) * value / slope, 0.0)
         if bool((value - 1 <= 16 * torch.finfo(probs.dtype).eps).all()):
             break

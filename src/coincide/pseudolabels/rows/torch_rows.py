@@ -82,6 +82,7 @@ class TorchRows:
         Which of the two row losses.
     classes : Tensor of shape (M, C), int64, optional
         Entry ``(i, c)`` is class ``classes[i, c]``, descending within a row; by default ``c``.
+        For collision cross-entropy alone.
     """
 
     def __init__(
