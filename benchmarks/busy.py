@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from checkouts import checked_out
 from circumstances import circumstances
 from sklearn.datasets import load_digits
-from solvers import checked_out
 
 from coincide import CollisionClustering, collision_cross_entropy, solve_pseudo_labels
 from coincide.data.images import read_images

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from checkouts import checked_out
 from circumstances import circumstances
-from solvers import checked_out
 
 from coincide.data.images import read_images
 

@@ -21,10 +21,8 @@ import math
 import os
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -32,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from checkouts import checked_out
 from circumstances import circumstances
 
 from coincide import solve_pseudo_labels
@@ -176,18 +175,6 @@ class Worker:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
-
-
-@contextmanager
-def checked_out(revision: str) -> Iterator[Path]:
-    """Keep another revision in a worktree of its own for a while."""
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "other"
-        subprocess.run(["git", "worktree", "add", "--detach", place, revision], check=True)
-        try:
-            yield place
-        finally:
-            subprocess.run(["git", "worktree", "remove", "--force", place], check=True)
 
 
 def measure(workers: dict[str, Worker]) -> list[dict[str, Any]]:
