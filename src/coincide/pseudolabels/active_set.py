@@ -7,8 +7,8 @@ matter (``working_set.py``), or for all where these are few, or most of them can
 certified on all rows. What the certificate leaves open, the next working set closes: it is chosen
 at the better multipliers, and starts from the last labels (column generation).
 
-Where predictions favor some classes by far and rows are many, Newton's method starts from the
-multipliers of a sample of the rows.
+Where predictions favor some classes by far, most rows have to move: with many rows Newton's method
+starts from the multipliers of a sample of them, with few the interior point solves for all at once.
 """
 
 from __future__ import annotations
