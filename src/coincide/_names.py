@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -28,6 +29,19 @@ def closest(name: str, names: Iterable[str], what: str = "") -> str:
     written = {known.lower(): known for known in names}
     close = difflib.get_close_matches(name.lower(), written, n=1)
     return f"Did you mean {what}{written[close[0]]!r}?" if close else ""
+
+
+def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Return the key by which people sort names: ``part-2`` before ``part-10``.
+
+    Examples
+    --------
+    >>> from coincide._names import natural_key
+    >>> sorted(["10", "2", "b1", "a"], key=natural_key)
+    ['2', '10', 'a', 'b1']
+    """
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return tuple((0, int(part), part) if part[0].isdigit() else (1, 0, part) for part in parts)
 
 
 def load_function(

@@ -207,7 +207,7 @@ def test_class_names_of_hugging_face_are_read(tmp_path):
         {"huggingface": json.dumps(described)}
     )
     found = load_source(saved(tmp_path, "a.parquet", table))
-    assert (found.labels.tolist(), found.label_names) == ([1, 0], ("cat", "cow"))
+    assert (found.labels.tolist(), found.label_names) == ([2, 0], ("cat", "dog", "cow"))
 
 
 @pytest.mark.parametrize(
@@ -410,8 +410,8 @@ def test_arrays_have_no_column_names(tmp_path):
     [
         (np.zeros(3, int), "4 rows of features but 3 labels"),
         (np.zeros((4, 2), int), "must be 1-D. Got shape (4, 2)"),
-        (np.array([0, 1, np.nan, np.nan]), "Row 2 has nan (2 such rows)"),
-        (np.array([0, 1, 0.5, 1]), "Row 2 has 0.5 (1 such row)"),
+        (np.array([0, 1, np.inf, -2]), "Row 2 has inf (2 such rows)"),
+        (np.array([0, 1, 0.5, 1]), "Row 2 has 0.5."),
         (np.zeros(4, complex), "Got complex128"),
         (np.zeros(4, object), "pickled"),
     ],

@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 from coincide._names import closest
 from coincide.data import tables
 from coincide.data.errors import Array, SourceError, check_known, first_line, quoted
+from coincide.data.labels import encode_labels
 
 __all__ = ["BUILT_IN", "SUFFIXES", "Source", "SourceError", "is_table", "load_source"]
 
@@ -258,36 +259,13 @@ def _read_label_file(path: Path) -> Array:
 
 def _encode_labels(
     values: Array, rows: int, where: str, class_names: tuple[str, ...] | None
-) -> tuple[Array, tuple[str, ...]]:
-    """Return codes 0 … C-1 in sorted order, and what they stand for."""
+) -> tuple[Array | None, tuple[str, ...] | None]:
+    """Return class codes, and what they stand for, of one label a row."""
     if values.ndim != 1:
         raise SourceError(f"The labels in {where} must be 1-D. Got shape {values.shape} instead.")
     if len(values) != rows:
         raise SourceError(f"There are {rows} rows of features but {len(values)} labels in {where}.")
-    _check_label_kind(values, where)
-    if values.dtype.kind == "f":  # whole numbers, which pandas writes so
-        values = values.astype(np.int64)
-    classes, codes = np.unique(values, return_inverse=True)
-    names = tuple(str(value) for value in classes)
-    if class_names and classes.dtype.kind in "iu":
-        named = classes[0] >= 0 and classes[-1] < len(class_names)
-        names = tuple(class_names[code] for code in classes) if named else names
-    return codes.reshape(-1).astype(np.int64), names
-
-
-def _check_label_kind(values: Array, where: str) -> None:
-    expected = f"The labels in {where} must be integers or text."
-    single = values.dtype.kind in "biufSU" or (
-        values.dtype.kind == "O" and all(isinstance(value, str) for value in values)
-    )
-    if not single:
-        got = "other objects" if values.dtype.kind == "O" else values.dtype
-        raise SourceError(f"{expected} Got {got} instead.")
-    if values.dtype.kind == "f":
-        odd = np.flatnonzero(~(np.isfinite(values) & (values == np.round(values))))
-        if len(odd):
-            rows = f"{len(odd)} such row{'s' if len(odd) > 1 else ''}"
-            raise SourceError(f"{expected} Row {odd[0]} has {values[odd[0]]} ({rows}).")
+    return encode_labels(values, where, class_names)
 
 
 # Checks

@@ -11,7 +11,7 @@ from PIL import Image
 
 from coincide.data import SourceError
 from coincide.data.images import read_images
-from coincide.data.images.listing import encode_labels
+from coincide.data.labels import encode_labels
 from photos import (
     drawn,
     encoded,
@@ -37,7 +37,7 @@ def _own_cache(tmp_path, monkeypatch):
         ([2.0, float("nan"), 7.0], None, [0, -1, 1], ("2", "7")),
         ([2, None, -1], ["a", "b", "c"], [2, -1, -1], ("a", "b", "c")),
         (["x", " ", None, "w"], None, [1, -1, -1, 0], ("w", "x")),
-        ([True, False], None, [1, 0], ("0", "1")),
+        ([True, False], None, [1, 0], ("False", "True")),
     ],
 )
 def test_labels_are_codes(values, names, expected, found):

@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from coincide.data import vectors
 from coincide.data.errors import Array, SourceError, check_known, first_line
-from coincide.data.images.listing import check_only_split, encode_labels
+from coincide.data.images.listing import check_only_split
+from coincide.data.labels import encode_labels
 
 _SUFFIXES = (".npy", ".npz")
 _BLOCK_BYTES = 16 << 20  # of floats turned into bytes together
@@ -103,7 +104,7 @@ def _with_labels(found: Pixels, labels: Array, path: Path) -> Pixels:
             f"The labels in {path} must be 1-D, one for each of {len(found.images)} images."
             f" Got shape {labels.shape} instead."
         )
-    codes, names = encode_labels(column.tolist(), str(path))
+    codes, names = encode_labels(column, str(path))
     return replace(found, labels=codes, label_names=names)
 
 

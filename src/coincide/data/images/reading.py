@@ -22,7 +22,8 @@ from coincide.data.images import folders, tables
 from coincide.data.images.arrays import Pixels, read_pixels
 from coincide.data.images.cache import Decoded, ImageStore, fingerprint
 from coincide.data.images.decoding import CHUNK, Item, Size, decode_images
-from coincide.data.images.listing import Listing, encode_labels
+from coincide.data.images.listing import Listing
+from coincide.data.labels import encode_labels
 
 _OWNER = "read_images"
 _STATISTICS_ROWS = 10_000
@@ -227,7 +228,7 @@ def _assemble(listing: Listing, decoded: Decoded, given: ArrayLike | None) -> Im
                 f"The labels must be 1-D, one for each of {len(listing.ids)} images."
                 f" Got shape {values.shape} instead."
             )
-        classes, names = encode_labels(values.tolist(), "labels=...")
+        classes, names = encode_labels(values, "labels=...")
     kept = [row for row in range(len(listing.ids)) if row not in decoded.reasons]
     unread = [(_shown(listing, row), reason) for row, reason in decoded.reasons.items()]
     return ImageSource(

@@ -20,8 +20,8 @@ from coincide.data.images.listing import (
     canonical_split,
     check_only_split,
     choose_split,
-    encode_labels,
 )
+from coincide.data.labels import encode_labels
 from coincide.data.tables import described_columns, reading_parquet
 from coincide.data.vectors import BUILT_IN
 
