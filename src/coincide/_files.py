@@ -36,7 +36,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         if durable:
-            _sync(temporary, os.O_RDWR)
+            sync(temporary)
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -44,11 +44,12 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         raise
     if durable:
         with contextlib.suppress(OSError):  # of a folder, Windows and some network disks cannot
-            _sync(path.parent, os.O_RDONLY)
+            sync(path.parent)
 
 
-def _sync(path: Path, flags: int) -> None:
-    number = os.open(path, flags)
+def sync(path: Path) -> None:
+    """Return when a file, or the names in a folder, are on the disk."""
+    number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(number)
     finally:

@@ -16,6 +16,7 @@ from sklearn.metrics import normalized_mutual_info_score
 
 import coincide
 from coincide.cli import main
+from coincide.cli.options import MODEL
 from coincide.cluster import CollisionClustering
 
 RUN_FILES = {
@@ -29,7 +30,7 @@ RUN_FILES = {
 K = 3
 X, Y = make_blobs(120, n_features=4, centers=K, cluster_std=0.5, random_state=0)
 X = X.astype(np.float32)
-QUICK = ("--epochs", "3", "--restarts", "1")
+QUICK = ("--epochs", "3", "--starts", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +156,7 @@ def test_labels_do_not_change_the_result(blobs, run, tmp_path):
 
 
 def test_digits_have_ten_clusters(tmp_path):
-    assert main(["cluster", "digits", "--quiet", "--epochs", "1", "--restarts", "1"]) == 0
+    assert main(["cluster", "digits", "--quiet", "--epochs", "1", "--starts", "1"]) == 0
     metrics = metrics_of(tmp_path / "coincide-digits")
     assert metrics["model"]["n_clusters"] == 10
     assert metrics["source"]["rows"] == 1797
@@ -174,25 +175,27 @@ def test_probabilities_and_format(blobs, tmp_path):
 
 def test_every_option_reaches_the_estimator(blobs, tmp_path):
     given = {
-        "--fairness": ("fairness", 50.0),
-        "--objective": ("objective", "cce+"),
-        "--solver": ("solver", "em"),
-        "--network": ("network", "mlp"),
-        "--init": ("init", "random"),
-        "--restarts": ("n_init", 2),
-        "--epochs": ("max_epochs", 2),
-        "--batch-size": ("batch_size", 60),
-        "--learning-rate": ("learning_rate", 0.05),
-        "--weight-decay": ("weight_decay", 0.002),
-        "--view-dropout": ("view_dropout", 0.1),
-        "--view-noise": ("view_noise", 0.2),
-        "--device": ("device", "cpu"),
+        "fairness": 50.0,
+        "objective": "cce+",
+        "solver": "em",
+        "network": "mlp",
+        "init": "random",
+        "scaling": "standard",
+        "n_init": 2,
+        "max_epochs": 2,
+        "batch_size": 60,
+        "learning_rate": 0.05,
+        "momentum": 0.5,
+        "weight_decay": 0.002,
+        "view_dropout": 0.1,
+        "view_noise": 0.2,
+        "device": "cpu",
     }
-    options = [str(word) for flag, (_, value) in given.items() for word in (flag, value)]
+    assert given.keys() == {option.name for option in MODEL}
+    options = [str(word) for option in MODEL for word in (option.flag, given[option.name])]
     assert main(["cluster", blobs, "-k", "3", "--seed", "7", "--quiet", *options]) == 0
     parameters = metrics_of(tmp_path / "coincide-blobs")["model"]["parameters"]
-    for name, value in given.values():
-        assert parameters[name] == value
+    assert {name: parameters[name] for name in given} == given
     assert parameters["random_state"] == 7
 
 
@@ -290,7 +293,9 @@ def test_predict_writes_the_file_asked_for(run, blobs, tmp_path, fails):
     assert names(tmp_path / "a") == {"b.parquet"}
     assert "replace it with --overwrite" in fails(*arguments)
     assert main([*arguments, "--overwrite"]) == 0
-    assert "must end in .csv or .parquet" in fails("predict", "run", blobs, "--out", "b.txt")
+    for out in ("b.txt", ".", "a"):
+        assert "must end in .csv or .parquet" in fails("predict", "run", blobs, "--out", out)
+    assert "'' is no file: name one, or -" in fails("predict", "run", blobs, "--out", "")
 
 
 def test_predict_finds_the_columns_by_name(tmp_path, fails):
@@ -350,22 +355,6 @@ def test_info_names_versions_and_solvers(capsys):
     assert "cce+" in printed
 
 
-def test_version(capsys):
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"coincide {coincide.__version__}\n"
-
-
-def test_help_is_light():
-    """No numerical library may be loaded to print help: it would take seconds."""
-    code = (
-        "import sys; from coincide.cli import main; assert main(['cluster', '--help']) == 0;"
-        "print({'torch', 'numpy', 'sklearn', 'rich', 'pyarrow'} & set(sys.modules))"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.startswith("usage: coincide cluster SOURCE")
-    assert run.stdout.endswith("set()\n")
-
-
 # Bad input, each with its sentence
 
 
@@ -414,7 +403,9 @@ def test_an_unfit_pair_of_solver_and_objective(blobs, fails):
         ("solver", "newton"),
         ("network", "vgg"),
         ("init", "zeros"),
-        ("restarts", "0"),
+        ("scaling", "rows"),
+        ("momentum", "1"),
+        ("starts", "0"),
         ("epochs", "0"),
         ("batch-size", "0"),
         ("learning-rate", "0"),
@@ -427,11 +418,28 @@ def test_unfit_options(blobs, fails, option, value):
     assert value in fails("cluster", blobs, "-k", K, f"--{option}={value}")
 
 
-def test_an_unwritable_folder_is_found_before_anything_is_read(tmp_path, fails):
+@pytest.mark.parametrize("command", ["cluster", "train"])
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("file/run", "file is a file"),
+        ("file", "file is a file"),
+        ("-", "'-' is no folder, and a run is several files"),
+        ("", "'' is no folder, and a run is several files"),
+        (".", "holds files that are not of a run"),
+    ],
+)
+def test_an_unfit_folder_is_found_before_anything_is_read(tmp_path, fails, command, out, words):
     (tmp_path / "file").write_text("")
-    sentence = fails("cluster", "absent.npy", "--out", "file/run")
-    assert "file is a file" in sentence
-    assert "file" in fails("cluster", "absent.npy", "--out", "file")
+    assert words in fails(command, "absent.npy", "--out", out)
+    assert names(tmp_path) == {"file"}
+
+
+def test_the_current_folder_may_be_that_of_the_run(blobs, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    assert main(["cluster", f"../{blobs}", "-k", "3", "--out", ".", "--quiet", *QUICK]) == 0
+    assert names(tmp_path / "run") == RUN_FILES
 
 
 def test_a_read_only_folder(tmp_path, fails):
@@ -439,19 +447,6 @@ def test_a_read_only_folder(tmp_path, fails):
         pytest.skip("permission bits do not bind root")
     (tmp_path / "locked").mkdir(mode=0o500)
     assert "Permission denied" in fails("cluster", "absent.npy", "--out", "locked/run")
-
-
-def test_debug_shows_the_traceback():
-    with pytest.raises(ValueError, match="does not exist"):
-        main(["cluster", "absent.npy", "-k", "2", "--debug"])
-    with pytest.raises(ValueError, match="does not exist"):
-        main(["--debug", "cluster", "absent.npy", "-k", "2"])
-
-
-def test_usage_errors_are_one_line(fails):
-    assert "see coincide --help" in fails("clutser", "digits")
-    assert "see coincide cluster --help" in fails("cluster")
-    assert "--colums" in fails("cluster", "digits", "--colums", "a")
 
 
 def test_a_refused_table_ends_the_process_in_order(tmp_path):

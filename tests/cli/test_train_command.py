@@ -150,7 +150,7 @@ def test_every_method_runs_with_only_its_name_changed(folder, method):
 
 
 def test_the_log_has_one_line_of_json_an_epoch(folder):
-    options = ("--starts", "4", "--pretext-epochs", "2", "--max-epochs", "4")
+    options = ("--starts", "4", "--pretext-epochs", "2", "--epochs", "4")
     assert train(*options) == 0
     lines = log_of(folder / "run")
     assert [line["pretext"] for line in lines] == [True] * 2 + [False] * 8
@@ -175,9 +175,90 @@ def test_an_earlier_run_is_replaced_only_when_asked(run, fails):
 
 
 def test_without_out_the_folder_has_the_name_of_the_source(folder):
-    for _ in range(2):
-        assert main(["train", "small.npz", "--quiet", "--no-report", *OPTIONS]) == 0
+    for seed in ("0", "1"):
+        assert main(["train", "small.npz", *DEFAULT, *OPTIONS, "--seed", seed]) == 0
+        assert metrics_of(folder / "coincide-small")["seed"] == int(seed)
     assert names(folder / "coincide-small") == RUN_FILES
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+DEFAULT = ("--quiet", "--no-report")
+TRAIN = ("train", "small.npz", "--no-cache", *DEFAULT, *OPTIONS)
+CLUSTER = ("cluster", "small.csv", "-k", "2", "--epochs", "1", "--starts", "1", *DEFAULT)
+OTHER = {
+    "train": ("train", "other/small.npz", "--no-cache", *DEFAULT, *OPTIONS),
+    "cluster": ("cluster", "other/small.csv", *CLUSTER[2:]),
+}
+
+
+@pytest.fixture
+def sources(folder):
+    """Write two sources of one name in two folders, of images and of vectors."""
+    (folder / "other").mkdir()
+    save_digits("other/small.npz")
+    for name in ("small.csv", "other/small.csv"):
+        (folder / name).write_text("a,b\n1,2\n3,4\n5,0\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (TRAIN, CLUSTER),
+        (CLUSTER, TRAIN),
+        (TRAIN, OTHER["train"]),
+        (CLUSTER, OTHER["cluster"]),
+        (TRAIN, (*TRAIN, "--split", "training")),
+        (CLUSTER, ("cluster", "-", *CLUSTER[2:], "--out", "coincide-small")),
+    ],
+    ids=[
+        *("clustered after", "trained after", "other images", "other vectors"),
+        *("another split", "by its name"),
+    ],
+)
+def test_the_default_folder_keeps_a_run_of_anything_else(sources, fails, first, second):
+    assert main([*first]) == 0
+    before = contents(sources / "coincide-small")
+    error = fails(lambda: main([*second]))
+    assert "--overwrite" in error
+    assert "--out" in error
+    assert contents(sources / "coincide-small") == before
+    assert main([*first]) == 0
+
+
+@pytest.mark.parametrize("command", [TRAIN, CLUSTER, (*TRAIN, "--out", "coincide-small")])
+def test_an_unfinished_training_is_kept_wherever_it_is(sources, fails, monkeypatch, command):
+    def cut(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train_module, "_write", cut)
+        assert main([*TRAIN]) == 130
+    before = contents(sources / "coincide-small")
+    assert any(path.suffix == ".safetensors" for path in before)
+    error = fails(lambda: main([*command]))
+    assert "holds an unfinished training" in error
+    assert ("--resume" in error) == (command[0] == "train")
+    assert contents(sources / "coincide-small") == before
+    assert main([*command, "--overwrite"]) == 0
+
+
+def test_overwriting_removes_all_of_the_earlier_run_and_nothing_else(sources, written):
+    assert main([*TRAIN, "--keep-checkpoints", "--log", "tensorboard"]) == 0
+    run = sources / "coincide-small"
+    (run / "tensorboard").mkdir(exist_ok=True)
+    (run / "tensorboard" / "events.out.tfevents.1.host").write_text("")
+    assert names(run) == RUN_FILES | {"checkpoints", "tensorboard"}
+    kept = {run / "notes.txt", run / "gallery" / "notes.txt", run / "checkpoints" / "notes.txt"}
+    for path in kept:
+        path.write_text("mine")
+    assert main([*CLUSTER, "--overwrite"]) == 0
+    of_clustering = {"labels.csv", "metrics.json", "model.json", "model.safetensors"}
+    found = {path for path in run.rglob("*") if path.is_file()}
+    assert found == kept | {run / name for name in of_clustering | {"projection.csv"}}
 
 
 def test_what_is_printed(folder, capsys):
@@ -246,7 +327,7 @@ def test_labels_beside_blanks_are_used(folder):
     labels = digits().labels.copy()
     labels[30:] = -1
     save_digits("some.npz", labels=labels)
-    options = ("--max-epochs", "30", "--known-weight", "20")
+    options = ("--epochs", "30", "--known-weight", "20")
     assert train(*options, source="some.npz", report=True) == 0
     metrics = metrics_of(folder / "run")
     assert metrics["known_labels"] == 30
@@ -282,9 +363,9 @@ def test_complete_labels_change_nothing_but_the_scores(folder):
     shuffled = np.random.default_rng(0).permutation(digits().labels)
     save_digits("shuffled.npz", labels=shuffled)
     save_digits("nameless.npz", labels=False)
-    assert train("--max-epochs", "10", out="true") == 0
-    assert train("--max-epochs", "10", source="shuffled.npz", out="shuffled") == 0
-    assert train("--max-epochs", "10", "-k", "10", source="nameless.npz", out="nameless") == 0
+    assert train("--epochs", "10", out="true") == 0
+    assert train("--epochs", "10", source="shuffled.npz", out="shuffled") == 0
+    assert train("--epochs", "10", "-k", "10", source="nameless.npz", out="nameless") == 0
     runs = [folder / name for name in ("true", "shuffled", "nameless")]
     models = [load_file(run / "model.safetensors") for run in runs]
     for model in models[1:]:
@@ -373,44 +454,78 @@ def test_a_choice_in_which_every_start_diverges_ends_in_one_line(folder, fails):
 # Logs elsewhere
 
 
-@pytest.mark.parametrize(
-    ("kind", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")]
-)
-def test_a_log_without_its_package_says_how_to_install_it(folder, fails, monkeypatch, kind, module):
-    monkeypatch.setitem(sys.modules, module, None)
-    assert f"pip install {kind}." in fails(train, "--log", kind)
-    assert train() == 0
+PACKAGES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+
+
+@pytest.mark.parametrize("command", ["train", "cluster"])
+@pytest.mark.parametrize("kind", PACKAGES)
+def test_a_log_without_its_package_says_how_to_install_it(
+    folder, fails, monkeypatch, kind, command
+):
+    monkeypatch.setitem(sys.modules, PACKAGES[kind], None)
+    # Before the source is looked for, even.
+    assert f"pip install {kind}." in fails(lambda: main([command, "absent.npy", "--log", kind]))
+
+
+class Recorder:
+    """Stands for the module of a log, and for what it hands out; keeps what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def __getattr__(self, name):
+        def take(*values, **named):
+            self.told.append((name, *values, *named.values()))
+            return self
+
+        return take
+
+    def of(self, name):
+        return [values for called, *values in self.told if called == name]
 
 
 @pytest.fixture
 def written(monkeypatch):
-    """What was written to a TensorBoard that is not there."""
-    numbers = []
-
-    class SummaryWriter:
-        def __init__(self, folder):
-            numbers.append(folder)
-
-        def add_scalar(self, name, value, step):
-            numbers.append((name, value, step))
-
-        def close(self):
-            numbers.append("closed")
-
-    class Module:
-        pass
-
-    Module.SummaryWriter = SummaryWriter
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", Module)
-    return numbers
+    """Return what is written to logs whose packages are not there."""
+    recorder = Recorder()
+    for module in PACKAGES.values():
+        monkeypatch.setitem(sys.modules, module, recorder)
+    return recorder
 
 
-def test_tensorboard_gets_the_numbers_of_the_log(folder, written):
-    assert train("--log", "tensorboard") == 0
-    place, *numbers, end = written
-    assert (place, end) == (str(Path("run", "tensorboard")), "closed")
-    losses = [number[1:] for number in numbers if number[0] == "loss/start-0"]
-    assert losses == [(line["loss"], line["epoch"]) for line in log_of(folder / "run")]
+def told_by(kind, recorder):
+    """Return the losses that a log was told, with their epochs, and how it began and ended."""
+    if kind == "tensorboard":
+        ((place,),) = recorder.of("SummaryWriter")
+        losses = [(value, epoch) for name, value, epoch in recorder.of("add_scalar")
+                  if name.startswith("loss/start-")]  # fmt: skip
+        return losses, Path(place).name, recorder.of("close")
+    if kind == "wandb":
+        ((project, _, settings),) = recorder.of("init")
+        assert settings["n_clusters"] > 1
+        told = [numbers for (numbers,) in recorder.of("log")]
+        return [(one["loss"], one["epoch"]) for one in told], project, recorder.of("finish")
+    ((experiment,),) = recorder.of("set_experiment")
+    ((settings,),) = recorder.of("log_params")
+    assert settings["n_clusters"] > 1
+    losses = [
+        (value, epoch)
+        for numbers, epoch in recorder.of("log_metrics")
+        for name, value in numbers.items()
+        if name.startswith("loss/start-")
+    ]
+    return losses, experiment, recorder.of("end_run")
+
+
+@pytest.mark.parametrize("command", [TRAIN, CLUSTER], ids=["train", "cluster"])
+@pytest.mark.parametrize("kind", PACKAGES)
+def test_a_log_gets_the_numbers_of_every_epoch_and_is_closed(sources, written, kind, command):
+    assert main([*command, "--log", kind]) == 0
+    history = metrics_of(sources / "coincide-small")["history"]
+    losses, place, ends = told_by(kind, written)
+    assert losses == [(record["loss"], epoch) for epoch, record in enumerate(history)]
+    assert place == ("tensorboard" if kind == "tensorboard" else "coincide")
+    assert len(ends) == 1
 
 
 # New images
@@ -543,18 +658,18 @@ class Pair(Ranks):
 
 def test_processes_stop_when_any_of_them_is_asked_to(folder, monkeypatch, capsys):
     monkeypatch.setattr(train_module, "join_ranks", lambda device: nullcontext(Pair()))
-    assert train("--method", "mi", "--max-epochs", "6") == 130
+    assert train("--method", "mi", "--epochs", "6") == 130
     assert "--resume takes it up again" in capsys.readouterr().err
     assert len(log_of(folder / "run")) == 3
-    assert train("--method", "mi", "--max-epochs", "6", "--resume") == 130
+    assert train("--method", "mi", "--epochs", "6", "--resume") == 130
     assert [line["epoch"] for line in log_of(folder / "run")] == list(range(6))
-    assert train("--method", "mi", "--max-epochs", "6", "--resume") == 0
+    assert train("--method", "mi", "--epochs", "6", "--resume") == 0
     assert names(folder / "run") == RUN_FILES
 
 
 def test_a_training_of_two_processes_is_not_taken_up_by_one(folder, monkeypatch, fails):
     with monkeypatch.context() as patched:
         patched.setattr(train_module, "join_ranks", lambda device: nullcontext(Pair()))
-        assert train("--method", "mi", "--max-epochs", "6") == 130
-    error = fails(train, "--method", "mi", "--max-epochs", "6", "--resume")
+        assert train("--method", "mi", "--epochs", "6") == 130
+    error = fails(train, "--method", "mi", "--epochs", "6", "--resume")
     assert "processes = 2, not 1" in error

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from safetensors.torch import load_file
 from coincide.cli import main
 from coincide.cli import train as train_module
 from coincide.training.checkpoint import Checkpoints
+from coincide.training.images import ImageTraining
+from photos import photo, save
 from small_images import (
     OPTIONS,
     assert_same_run,
@@ -266,40 +269,161 @@ def test_a_resumed_command_writes_what_the_undisturbed_one_does(stopped):
         (("--seed", "1"), "seed = 0, not 1"),
         (("--view", "none"), "view = 'auto', not 'none'"),
         (("--network", "linear"), "network = 'mlp', not 'linear'"),
-        (("--max-epochs", "9"), "max_epochs = 2, not 9"),
+        (("--epochs", "9"), "max_epochs = 2, not 9"),
         (("--labeled-fraction", "0.5"), "labeled_fraction"),
-        (("--image-size", "6"), "images"),
+        (("--image-size", "6"), "[120, 1, 8, 8], not [120, 1, 6, 6]"),
     ],
 )
 def test_other_settings_are_refused_by_name(stopped, capsys, options, setting):
     before = (stopped / "run" / "log.jsonl").read_text()
     error = complaint(capsys, "--resume", *options)
     assert setting in error
-    assert "begin anew without --resume" in error
+    assert "begin anew with --overwrite instead of --resume" in error
     assert (stopped / "run" / "log.jsonl").read_text() == before
     assert train("--resume") == 0
 
 
-def test_other_images_of_the_same_name_and_shape_are_refused(stopped, capsys):
-    images = np.load("small.npz")["images"]
-    np.savez("small.npz", images=255 - images, labels=np.arange(120) % 10)
-    assert "pixel means" in complaint(capsys, "--resume")
+def change_array(images=None, labels=None):
+    """Return what writes the digits again, with some of them changed."""
+
+    def change():
+        source = digits()
+        given = {} if images is None else {"images": images(source.images.copy())}
+        save_digits("small.npz", labels=source.labels if labels is None else labels(source.labels))
+        if given:
+            np.savez(
+                "small.npz", images=given["images"][:, 0], labels=np.load("small.npz")["labels"]
+            )
+
+    return change
+
+
+def permute(rows):
+    return np.roll(rows, 1, axis=0)
+
+
+def change_one(rows):
+    rows = rows.copy()
+    rows[-1] = rows[0]
+    return rows
+
+
+def rename(old, new):
+    return lambda: Path("photos", old).rename(Path("photos", new))
+
+
+CHANGES = {
+    "a pixel": ("small.npz", change_array(images=change_one), "other images"),
+    "all pixels": ("small.npz", change_array(images=lambda images: 255 - images), "other images"),
+    "the order": ("small.npz", change_array(images=permute, labels=permute), "other images"),
+    "the labels": ("small.npz", change_array(labels=permute), "other labels"),
+    "a class's name": ("photos", rename("cat", "cow"), "other names of the classes"),
+    "an image's name": ("photos", rename("cat/1.png", "cat/1b.png"), "other names of the images"),
+    "an image's class": ("photos", rename("cat/3.png", "dog/0.png"), "other labels"),
+}
+
+
+@pytest.mark.parametrize("changed", CHANGES)
+def test_other_contents_of_the_same_name_are_refused_by_part(folder, interrupt, capsys, changed):
+    source, change, part = CHANGES[changed]
+    for number in range(1, 7):
+        place = "cat" if number < 4 else "dog"
+        save(photo(8, 8, seed=number), folder / "photos" / place / f"{number}.png")
+    interrupt(2)
+    assert train(source=source) == 130
+    change()
+    assert part in complaint(capsys, "--resume", source=source)
 
 
 def test_other_weights_to_start_from_are_refused(folder, interrupt, capsys):
     assert train("--method", "simclr", out="first") == 0
     interrupt(5)
     assert train("--start-from", "first") == 130
-    assert "start_from = 'first', not None" in complaint(capsys, "--resume")
-    assert train("--resume", "--start-from", "first") == 0
+    for other in ((), ("--start-from", "second")):
+        if other:
+            assert train("--method", "simclr", "--seed", "1", out="second") == 0
+        assert "other weights to start from" in complaint(capsys, "--resume", *other)
+    # What counts is what it holds, not what it is called.
+    (folder / "first").rename(folder / "renamed")
+    assert train("--resume", "--start-from", "renamed") == 0
 
 
-@pytest.mark.parametrize("prepare", [lambda: None, train], ids=["no folder", "a finished run"])
-def test_there_is_nothing_to_resume(folder, capsys, prepare):
-    prepare()
-    error = complaint(capsys, "--resume")
-    assert "nothing to resume" in error
-    assert "leave out --resume" in error
+@pytest.mark.parametrize("begun", [False, True], ids=["no folder", "a log without a checkpoint"])
+def test_resume_begins_where_there_is_nothing_to_resume(folder, capsys, begun):
+    if begun:
+        (folder / "run").mkdir()
+        (folder / "run" / "log.jsonl").write_text('{"epoch": 0}\n')
+        assert "holds an unfinished training" in complaint(capsys)
+    assert train("--resume") == 0
+    assert "There is nothing to resume in run: the training begins." in capsys.readouterr().err
+    assert train(out="whole") == 0
+    assert_same_folder(folder / "run", folder / "whole")
+
+
+@pytest.mark.parametrize("kept", [(), ("--keep-checkpoints",)])
+def test_a_finished_training_is_not_trained_again(folder, capsys, monkeypatch, kept):
+    assert train(*kept) == 0
+    before = {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")}
+    monkeypatch.setattr(ImageTraining, "fit", None)
+    assert train("--resume", *kept) == 0
+    assert "The training in run is finished" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "part"), [(("--seed", "1"), "seed = 0, not 1"), (("--image-size", "6"), "images")]
+)
+def test_another_finished_training_is_refused_by_part(folder, capsys, options, part):
+    assert train("--keep-checkpoints") == 0
+    error = complaint(capsys, "--resume", *options)
+    assert part in error
+    assert "--overwrite" in error
+    assert train("--resume", "--overwrite", *options) == 0
+    assert train(*options, out="whole") == 0
+    assert_same_folder(folder / "run", folder / "whole")
+
+
+def test_a_training_that_replaces_a_finished_one_is_taken_up(folder, interrupt, capsys):
+    assert train() == 0
+    interrupt(5)
+    assert train("--overwrite", "--seed", "1") == 130
+    assert "holds an unfinished training" in complaint(capsys, "--seed", "1")
+    assert train("--resume", "--seed", "1") == 0
+    assert train("--seed", "1", out="whole") == 0
+    assert_same_folder(folder / "run", folder / "whole")
+
+
+def test_where_the_files_cannot_be_written_the_training_is_kept(folder, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("coincide.cli.run.write_projection", full)
+        assert train() == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "No space left on device" in error
+    assert "the same command with --resume writes it" in error
+    with monkeypatch.context() as patched:
+        patched.setattr("coincide.training.loop.Trainer.run_epoch", full)
+        assert train("--resume") == 0
+    assert train(out="whole") == 0
+    assert_same_folder(folder / "run", folder / "whole")
+
+
+def test_a_log_that_cannot_be_written_does_not_end_the_training(folder, capsys, monkeypatch):
+    def full(self, mode="r", **options):
+        opened = Path.__dict__["real_open"](self, mode, **options)
+        if self.name == "log.jsonl" and mode == "a":
+            opened.write('{"half')
+            opened.close()
+            raise OSError(28, "No space left on device")
+        return opened
+
+    monkeypatch.setattr(Path, "real_open", Path.open, raising=False)
+    monkeypatch.setattr(Path, "open", full)
+    assert train() == 0
+    assert "An epoch is missing in run/log.jsonl" in capsys.readouterr().err
+    assert (folder / "run" / "log.jsonl").read_text() == ""
 
 
 @pytest.mark.parametrize("missing", ["head.weight", "num_batches_tracked", "generator"])
@@ -316,7 +440,9 @@ def test_a_checkpoint_without_settings_is_refused(stopped, capsys):
     checkpoints = Checkpoints(stopped / "run" / "checkpoints")
     tensors, _ = checkpoints.latest()
     checkpoints.save(checkpoints.last_number() + 1, tensors, {})
-    assert "give the same options" in complaint(capsys, "--resume")
+    error = complaint(capsys, "--resume")
+    assert "no record of its settings" in error
+    assert "give the same options" in error
 
 
 def newest(folder):

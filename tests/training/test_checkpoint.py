@@ -23,7 +23,7 @@ from coincide.training.checkpoint import (
     Checkpoints,
     CheckpointWarning,
     StopRequest,
-    _checksum,
+    checksum,
 )
 
 STATE = {"weight": torch.arange(6.0).reshape(2, 3), "random": torch.arange(5, dtype=torch.uint8)}
@@ -314,7 +314,7 @@ def rewritten(path, change):
     text = json.dumps(change(document)).encode()
     held["about"] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     del held["sha256"]
-    held["sha256"] = torch.frombuffer(bytearray(_checksum(held)), dtype=torch.uint8)
+    held["sha256"] = torch.frombuffer(bytearray(checksum(held)), dtype=torch.uint8)
     path.write_bytes(save(held))
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import ast
 import csv
-import dataclasses
+import importlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from coincide import __version__
-from coincide.training.config import ImageTrainingConfig
+from coincide.cli.options import ALIASES, LOGS, MODEL, SHELLS, Option, settings
 
 SOURCES = """\
 SOURCE is one of:
@@ -20,6 +21,7 @@ SOURCE is one of:
   FILE.parquet    numeric columns, or a column of equally long lists such as `embedding`
   FILE.csv, .tsv  numeric columns, with or without a header row
   FOLDER          with features.npy (and labels.npy), or with parts *.parquet
+  -               standard input: CSV, gzip of CSV, or Parquet
 A column `label` holds labels unless --columns names it. Labels are never used for training."""
 
 IMAGE_SOURCES = """\
@@ -31,25 +33,69 @@ SOURCE is one of:
   NAME            of a set on the Hugging Face hub
 Labels are used for scores alone, unless some are blank or --labeled-fraction says otherwise."""
 
-_TYPES = {
-    "int": int,
-    "int | None": int,
-    "float": float,
-    "float | None": float,
-    "str": str,
-    "str | None": str,
-    "bool": bool,
-    "bool | None": bool,
+EXAMPLES = {
+    "cluster": """\
+  coincide cluster digits
+  coincide cluster embeddings.npy -k 20 --out topics --seed 1
+  zcat points.csv.gz | coincide cluster - -k 5 --out points --json > points.json""",
+    "train": """\
+  coincide train digits --out trained
+  coincide train photos -k 20 --network resnet18 --out animals --resume
+  coincide train photos -k 8-12 --labeled-fraction 0.01 --log tensorboard""",
+    "predict": """\
+  coincide predict coincide-digits digits
+  coincide predict topics new.npy --out new.parquet --probabilities
+  cat new.csv | coincide predict points - --out - > clusters.csv""",
+    "report": """\
+  coincide report coincide-digits
+  coincide report topics --json""",
+    "info": """\
+  coincide info
+  coincide info --json""",
+    "completion": """\
+  coincide completion bash > ~/.local/share/bash-completion/completions/coincide
+  coincide completion zsh > ~/.zfunc/_coincide
+  coincide completion fish > ~/.config/fish/completions/coincide.fish""",
 }
 
 
+class UsageError(ValueError):
+    """Arguments that cannot be read."""
+
+
 class _Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line, like every other error."""
+    """A parser whose errors are one line like every other, with the closest name that there is."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"coincide: error: {message} (see {self.prog} --help).\n")
+        raise UsageError(f"{message} (see {self.prog} --help).")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            names = [str(choice) for choice in action.choices]
+            hint = f" {_closest(str(value), names)}".rstrip()
+            raise argparse.ArgumentError(
+                action, f"invalid choice: {value!r} is none of {', '.join(names)}.{hint}"
+            )
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return the arguments; an option that there is not is refused with the closest one."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if not unknown:
+            return found
+        commands = next(a.choices for a in self._actions if a.dest == "command")
+        assert isinstance(commands, dict)
+        parser = commands[found.command]
+        flags = [flag for a in parser._actions for flag in a.option_strings if a.help != _HIDDEN]
+        hint = f" {_closest(unknown[0].partition('=')[0], flags)}".rstrip()
+        return parser.error(f"unrecognized arguments: {' '.join(unknown)}.{hint}")
 
 
+def _closest(name: str, names: Collection[str]) -> str:
+    """Return the hint of :func:`coincide._names.closest`, which PyTorch comes with."""
+    return str(importlib.import_module("coincide._names").closest(name, names))
+
+
+_HIDDEN = argparse.SUPPRESS
 _Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 
@@ -57,14 +103,14 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     debug = _Parser(add_help=False)
     # SUPPRESS, so that a command does not reset what was given before its name.
-    debug.add_argument(
-        "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
-    )
+    debug.add_argument("--debug", action="store_true", default=_HIDDEN, help="show tracebacks")
     parser = _Parser(
         prog="coincide",
         description="Cluster feature vectors and images, with a probability for every cluster.",
+        epilog="Examples:\n" + "\n".join(text.splitlines()[0] for text in EXAMPLES.values()),
         parents=[debug],
         allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"coincide {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -73,7 +119,14 @@ def build_parser() -> argparse.ArgumentParser:
     _add_predict(commands, debug)
     report = _add(commands, debug, "report", "Write the report.html of a run again.", usage="DIR")
     report.add_argument("folder", metavar="DIR", type=Path, help="the folder of a run")
-    _add(commands, debug, "info", "Print versions, devices, solvers and objectives.")
+    _add_speech(report)
+    info = _add(commands, debug, "info", "Print versions, devices, solvers and objectives.")
+    _add_speech(info)
+    completion = _add(
+        commands, debug, "completion", "Print a script that completes commands in a shell.",
+        usage="SHELL",
+    )  # fmt: skip
+    completion.add_argument("shell", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))
     return parser
 
 
@@ -84,14 +137,14 @@ def _add(
     help: str,
     *,
     usage: str = "",
-    epilog: str | None = None,
+    notes: str = "",
 ) -> argparse.ArgumentParser:
     return commands.add_parser(
         name,
         usage=f"coincide {name} {usage}".rstrip(),
         help=help,
         description=help,
-        epilog=epilog,
+        epilog=f"Examples:\n{EXAMPLES[name]}\n\n{notes}".rstrip(),
         parents=[debug],
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -105,7 +158,7 @@ def _add_cluster(commands: _Commands, debug: _Parser) -> None:
         "cluster",
         "Cluster feature vectors; write labels, metrics, the model and a report to a folder.",
         usage="SOURCE [-k K] [--out DIR] [options]",
-        epilog=SOURCES,
+        notes=SOURCES,
     )
     _add_source(cluster)
     cluster.add_argument(
@@ -115,29 +168,24 @@ def _add_cluster(commands: _Commands, debug: _Parser) -> None:
     cluster.add_argument(
         "--seed", metavar="S", type=int, default=0, help="seed of all randomness (default: 0)"
     )
-    _add_model(cluster.add_argument_group("model (defaults: those of CollisionClustering)"))
+    group = cluster.add_argument_group("model")
+    for option in MODEL:
+        _add_option(group, option)
     _add_run_folder(cluster.add_argument_group("output"))
 
 
-def _add_model(group: argparse._ArgumentGroup) -> None:
-    """Add the estimator's parameters, by their names; one that is not given stays None."""
-    names = {"--restarts": "n_init", "--epochs": "max_epochs"}
-    for flag, kind, metavar, help in (
-        ("--fairness", float, "LAMBDA", "how strongly cluster sizes follow the prior"),
-        ("--objective", str, "NAME", "cce+, cce or ce+kl (see coincide info)"),
-        ("--solver", str, "NAME", "how pseudo-labels are found (see coincide info)"),
-        ("--network", str, "NAME", "linear or mlp"),
-        ("--init", str, "NAME", "k-means or random"),
-        ("--restarts", int, "N", "initializations, of which the best is kept"),
-        ("--epochs", int, "N", "passes over the rows, at most"),
-        ("--batch-size", int, "N", "rows in a step"),
-        ("--learning-rate", float, "X", "step length of the optimizer"),
-        ("--weight-decay", float, "X", "shrinkage of the weights"),
-        ("--view-dropout", float, "P", "share of features dropped from a row's second view"),
-        ("--view-noise", float, "X", "noise added to a row's second view"),
-        ("--device", str, "NAME", "auto, cpu, cuda, cuda:1, ..."),
-    ):
-        group.add_argument(flag, dest=names.get(flag), type=kind, metavar=metavar, help=help)
+def _add_option(group: argparse._ArgumentGroup, option: Option) -> None:
+    """Add an option, and the other name that it had."""
+    if option.kind is bool:
+        yes_or_no = argparse.BooleanOptionalAction
+        group.add_argument(option.flag, action=yes_or_no, help=option.told)
+        return
+    for flag, told in ((option.flag, option.told), (ALIASES.get(option.flag), _HIDDEN)):
+        if flag is not None:
+            group.add_argument(
+                flag, dest=option.name, type=option.kind, metavar=option.metavar,
+                choices=option.choices, help=told,
+            )  # fmt: skip
 
 
 def _add_train(commands: _Commands, debug: _Parser) -> None:
@@ -147,7 +195,7 @@ def _add_train(commands: _Commands, debug: _Parser) -> None:
         "train",
         "Train a network on images without labels, or with a few; write a folder as cluster does.",
         usage="SOURCE [-k K] [--method M] [--network N] [--out DIR] [--resume] [options]",
-        epilog=IMAGE_SOURCES,
+        notes=IMAGE_SOURCES,
     )
     train.add_argument("source", metavar="SOURCE", help="images (see below)")
     _add_images(train.add_argument_group("images"))
@@ -156,7 +204,9 @@ def _add_train(commands: _Commands, debug: _Parser) -> None:
         help="how many clusters (default: the number of classes, if there are labels); of several,"
         " as in 8,10,12 or 5-15, or auto for 2-20, the one that short starts agree on",
     )  # fmt: skip
-    _add_settings(train.add_argument_group("training (every setting of ImageTrainingConfig)"))
+    group = train.add_argument_group("training (every setting of ImageTrainingConfig)")
+    for option in settings():
+        _add_option(group, option)
     train.add_argument(
         "--set", dest="method_options", metavar="NAME=VALUE", type=_option, action="append",
         help="a setting of the method's own, such as n_views=3 (may be repeated)",
@@ -166,7 +216,10 @@ def _add_train(commands: _Commands, debug: _Parser) -> None:
     )
     output = train.add_argument_group("output")
     _add_run_folder(output)
-    output.add_argument("--resume", action="store_true", help="take up a training that stopped")
+    output.add_argument(
+        "--resume", action="store_true",
+        help="take up a training that stopped; begin if there is none, end if it is finished",
+    )  # fmt: skip
     output.add_argument(
         "--checkpoint-every", metavar="SECONDS", type=float, default=600.0,
         help="besides every epoch (default: 600)",
@@ -174,16 +227,17 @@ def _add_train(commands: _Commands, debug: _Parser) -> None:
     output.add_argument(
         "--keep-checkpoints", action="store_true", help="keep them when the training is done"
     )
-    output.add_argument(
-        "--log", choices=("tensorboard", "wandb"), help="besides log.jsonl in the folder"
-    )
 
 
 def _add_images(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--image-size", metavar="N", type=int, help="side of the square that images are cut to"
+        "--image-size", metavar="N", type=int,
+        help="side of the square that images are cut to (default: that of the images, 64 at most"
+        " if they are of several)",
+    )  # fmt: skip
+    group.add_argument(
+        "--channels", type=int, choices=(1, 3), help="grey or RGB (default: grey if all are)"
     )
-    group.add_argument("--channels", type=int, choices=(1, 3), help="grey or RGB")
     _add_split(group)
     group.add_argument("--label-column", metavar="NAME", help="the column of labels, for scores")
     group.add_argument("--no-cache", action="store_true", help="keep no decoded images")
@@ -193,21 +247,6 @@ def _add_split(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--split", metavar="NAME", default="train", help="part of the source (default: train)"
     )
-
-
-def _add_settings(group: argparse._ArgumentGroup) -> None:
-    """Add every setting of the configuration; one that is not given keeps its default."""
-    for setting in dataclasses.fields(ImageTrainingConfig):
-        if setting.name in ("n_clusters", "method_options"):
-            continue
-        flag, kind = "--" + setting.name.replace("_", "-"), _TYPES[str(setting.type)]
-        help = setting.metadata["help"]
-        if kind is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=help)
-        else:
-            default = "" if setting.default is None else f" (default: {setting.default})"
-            metavar = {int: "N", float: "X", str: "NAME"}[kind]
-            group.add_argument(flag, type=kind, metavar=metavar, help=help + default)
 
 
 def _clusters(text: str) -> int | tuple[int, ...]:
@@ -244,7 +283,7 @@ def _add_predict(commands: _Commands, debug: _Parser) -> None:
         "predict",
         "Label new rows or images with the model of a run.",
         usage="DIR SOURCE [--out FILE] [options]",
-        epilog=SOURCES + "\nBy default the columns that the model was fitted on are read, by name.",
+        notes=SOURCES + "\nBy default the columns that the model was fitted on are read, by name.",
     )
     predict.add_argument("folder", metavar="DIR", type=Path, help="the folder of a run")
     _add_source(predict)
@@ -253,11 +292,13 @@ def _add_predict(commands: _Commands, debug: _Parser) -> None:
     images.add_argument("--network", metavar="NAME", help="the network, if it is your own")
     output = predict.add_argument_group("output")
     output.add_argument(
-        "--out", metavar="FILE", type=Path,
-        help="a .csv or .parquet file (default: DIR/predictions.csv, which is replaced)",
+        "--out", metavar="FILE", type=_file,
+        help="a .csv or .parquet file, or - for CSV on standard output (default:"
+        " DIR/predictions.csv, which is replaced)",
     )  # fmt: skip
     output.add_argument("--overwrite", action="store_true", help="replace --out FILE")
-    _add_output(output)
+    _add_probabilities(output)
+    _add_speech(output, verbose=True)
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
@@ -271,26 +312,60 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
 
 def _add_run_folder(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--out", metavar="DIR", type=Path,
-        help="the folder to write (default: coincide-NAME, where an earlier run is replaced)",
+        "--out", metavar="DIR", type=_folder,
+        help="the folder to write (default: coincide-NAME, where a finished run of the same command"
+        " and source is replaced)",
     )  # fmt: skip
     group.add_argument(
         "--overwrite", action="store_true",
-        help="replace an earlier run in --out DIR; other folders that hold files are never touched",
+        help="replace an earlier run, finished or not; files that are not of a run are never"
+        " touched",
     )  # fmt: skip
-    _add_output(group)
+    _add_probabilities(group)
     group.add_argument(
         "--format", choices=("auto", "csv", "parquet"), default="auto",
         help="of the labels (default: auto, CSV below a million rows)",
     )  # fmt: skip
     group.add_argument("--no-report", action="store_true", help="write no report.html")
+    group.add_argument("--log", choices=LOGS, help="where epochs are told, too")
+    _add_speech(group, verbose=True)
 
 
-def _add_output(group: argparse._ArgumentGroup) -> None:
+def _add_probabilities(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--probabilities", action="store_true", help="write all K probabilities of every row"
     )
-    group.add_argument("--quiet", action="store_true", help="print warnings and errors only")
+
+
+def _add_speech(group: argparse._ActionsContainer, *, verbose: bool = False) -> None:
+    """Add what a command says, and to whom."""
+    group.add_argument(
+        "--json", action="store_true",
+        help="print one JSON object on standard output, everything else on standard error",
+    )  # fmt: skip
+    loudness = group.add_mutually_exclusive_group()
+    loudness.add_argument(
+        "-q", "--quiet", action="store_true", help="print warnings and errors only"
+    )
+    if verbose:
+        loudness.add_argument(
+            "-v", "--verbose", action="store_true", help="print what was decided, and timings"
+        )
+
+
+def _folder(text: str) -> Path:
+    """Return the folder of a run, which is several files."""
+    if text.strip() in ("", "-"):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no folder, and a run is several files: name one, such as runs/first"
+        )
+    return Path(text)
+
+
+def _file(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"{text!r} is no file: name one, or - for standard output")
+    return Path(text)
 
 
 def _names(text: str) -> list[str]:

@@ -12,42 +12,47 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
 from coincide._checks import check_integer
+from coincide._constraints import check_parameters
 from coincide._threads import every_pool_for
 from coincide.cli.console import (
     noted,
     print_notes,
     print_run,
+    print_settings,
+    print_timings,
     print_written,
     progress_bar,
     use_of_labels,
 )
+from coincide.cli.folder import of_training, remove, run_folder
+from coincide.cli.logs import check_log, open_log
 from coincide.cli.run import (
     Prediction,
     Timings,
-    check_folder,
-    default_name,
     describe,
     predict_rows,
     timed,
+    told_of_run,
     write_run,
 )
+from coincide.cli.stdin import readable
 from coincide.cluster import CollisionClustering
 from coincide.data import Source, load_source
 from coincide.metrics import score_clustering
 
 
-def cluster(arguments: Namespace) -> None:
-    """Fit a clustering to a source and write the folder of the run."""
-    named = arguments.out is not None
-    folder = arguments.out if named else Path(f"coincide-{default_name(arguments.source)}")
-    check_folder(folder, replace=arguments.overwrite or not named)
+def cluster(arguments: Namespace) -> dict[str, Any]:
+    """Fit a clustering to a source and write the folder of the run; return what is told of it."""
+    check_log(arguments.log)
+    folder = run_folder(arguments)
     check_integer(arguments.seed, "seed", "coincide cluster", low=0)
+    earlier = of_training(folder)
     timings: Timings = {}
-    with timed(timings, "read"):
-        source = read_vectors(arguments, arguments.columns)
+    with timed(timings, "read"), readable(arguments) as given:
+        source = read_vectors(given, arguments.columns)
     with noted() as notes:
         with timed(timings, "fit"):
-            model = _fit(arguments, source)
+            model = _fit(arguments, source, folder)
         with timed(timings, "predict"):
             found = predict_rows(model, source.features, arguments.probabilities)
     metrics = _describe(arguments, source, model, found, timings) | {"warnings": notes}
@@ -55,12 +60,17 @@ def cluster(arguments: Namespace) -> None:
     written = write_run(
         arguments, folder, metrics, found, features=features, write_model=model.save
     )
+    remove(earlier)
     if not arguments.quiet:
         if source.labels is not None:
             print(use_of_labels(model.n_clusters, arguments.clusters is None))
         print_run(metrics)
         print_written(written)
+    if arguments.verbose:
+        print_settings(metrics["model"]["parameters"] | _decided(model))
+        print_timings(timings)
     print_notes(notes)
+    return told_of_run(folder, written)
 
 
 # Reading
@@ -91,9 +101,14 @@ def _n_clusters(asked: int | None, source: Source) -> int:
 # Fitting
 
 
-def _fit(arguments: Namespace, source: Source) -> CollisionClustering:
+def _fit(arguments: Namespace, source: Source, folder: Path) -> CollisionClustering:
     n_clusters = _n_clusters(arguments.clusters, source)
-    with progress_bar(arguments.quiet, "fitting") as move:
+    given = _given_parameters(arguments)
+    settings = {"n_clusters": n_clusters, "seed": arguments.seed, **given}
+    with (
+        progress_bar(arguments.quiet, "fitting") as move,
+        open_log(arguments.log, folder, settings) as writer,
+    ):
 
         def show(record: dict[str, Any]) -> None:
             epochs, restarts, number = (
@@ -102,8 +117,9 @@ def _fit(arguments: Namespace, source: Source) -> CollisionClustering:
             done = number * epochs + record["epoch"] + 1
             text = f"restart {number + 1}/{restarts}, loss {record['loss']:.4f}"
             move(done, restarts * epochs, text)
+            numbers = {name: record[name] for name in ("loss", "live_clusters", "changed")}
+            writer.write(numbers, record["epoch"], number)
 
-        given = _given_parameters(arguments)
         model = CollisionClustering(n_clusters, random_state=arguments.seed, callback=show, **given)
         return model.fit(source.features)
 
@@ -116,6 +132,16 @@ def _given_parameters(arguments: Namespace) -> dict[str, Any]:
 
 
 # Describing
+
+
+def _decided(model: CollisionClustering) -> dict[str, Any]:
+    """Return what the fit made of the parameters that were left open."""
+    return {
+        "batch_size": check_parameters(model.get_params(deep=False)).batch_size,
+        "device": model.device_,
+        "max_epochs": model.n_iter_,
+        "n_init": len(model.restarts_),
+    }
 
 
 def _describe(

@@ -7,7 +7,7 @@ import platform
 import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -137,29 +137,45 @@ def _print(table: Table, outcome: dict[str, Any]) -> None:
     console.print(scores)
 
 
+def print_settings(settings: Mapping[str, Any]) -> None:
+    """Print what was decided, a setting a line."""
+    _print_lines({name: str(value) for name, value in settings.items() if value is not None})
+
+
+def print_timings(timings: Mapping[str, float]) -> None:
+    """Print the seconds that each part took."""
+    _print_lines({f"seconds of {name}": f"{spent:.2f}" for name, spent in timings.items()})
+
+
+def _print_lines(lines: Mapping[str, str]) -> None:
+    width = max(len(name) for name in lines)
+    for name, value in lines.items():
+        print(f"{name:<{width}}  {value}")
+
+
 def print_written(paths: Sequence[Path]) -> None:
     """Print the files that were written, plainly: they are there to be copied."""
     for index, path in enumerate(paths):
         print("wrote" if index == 0 else "     ", path)
 
 
-def info(arguments: Namespace) -> None:
+def info(arguments: Namespace) -> dict[str, Any]:
     """Print what this installation is and can do: versions, devices, solvers and objectives."""
-    del arguments
     here = machine("cpu")
-    lines = {
+    told = {
         **versions(),
         "platform": here["platform"],
         "processor": f"{here['processor']}, {here['cpu_count']} cores, {here['threads']} threads",
-        "devices": ", ".join(_devices()),
+        "devices": _devices(),
         "passes over rows": f"torch; numba on cpu from {COMPILE_PAYS:,} row-class entries",
-        "solvers": ", ".join(SOLVERS),
-        "methods": ", ".join(METHODS),
-        "objectives": ", ".join(OBJECTIVES),
+        "solvers": list(SOLVERS),
+        "methods": list(METHODS),
+        "objectives": list(OBJECTIVES),
     }
-    width = max(len(name) for name in lines)
-    for name, value in lines.items():
-        print(f"{name:<{width}}  {value}")
+    if not arguments.quiet:
+        lists = {name: ", ".join(value) for name, value in told.items() if isinstance(value, list)}
+        _print_lines(told | lists)
+    return told
 
 
 def _devices() -> list[str]:

@@ -2,68 +2,86 @@
 
 from __future__ import annotations
 
+import shutil
 from argparse import Namespace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from coincide._files import DESCRIPTION, load_description
 from coincide.cli.cluster import read_vectors
 from coincide.cli.console import noted, print_notes, print_prediction, print_written
-from coincide.cli.run import (
-    Array,
-    Predictor,
-    check_file,
-    outcome,
-    predict_rows,
-    scores,
-    skipped,
-    staging,
-)
+from coincide.cli.folder import STANDARD, check_file, staging
+from coincide.cli.run import Array, Prediction, Predictor, outcome, predict_rows, scores, skipped
+from coincide.cli.stdin import NO_IMAGES, readable
 from coincide.cluster import CollisionClustering
 from coincide.data.images import read_images
 from coincide.data.vectors import is_table
-from coincide.report.run_folder import METRICS, read_metrics
-from coincide.training.images import load_image_model
+from coincide.report.run_folder import METRICS, plain, read_metrics
+from coincide.training.images import ImageModel, load_image_model
 from coincide.training.images.model import KIND
 
 
-def predict(arguments: Namespace) -> None:
-    """Label new rows or images with the model of a run."""
+def predict(arguments: Namespace) -> dict[str, Any]:
+    """Label new rows or images with the model of a run; return what is told of them."""
     folder: Path = arguments.folder
     path = arguments.out or folder / "predictions.csv"
+    images, model = _load(arguments)
+    if path != Path(STANDARD):
+        check_file(path, replace=arguments.overwrite or arguments.out is None)
+    if images is None:
+        with readable(arguments) as given:
+            columns = arguments.columns or _fitted_columns(folder, given.source)
+            source = read_vectors(given, columns)
+        return _label(arguments, path, model, source.features, source.labels)
+    if arguments.source == STANDARD:
+        raise ValueError(NO_IMAGES)
+    channels, height, width = images.image_shape
+    found = read_images(
+        arguments.source,
+        image_size=(height, width),
+        channels=channels,
+        split=arguments.split,
+        label_column=arguments.label_column,
+    )
+    told = _label(arguments, path, images, found.images, found.labels)
+    print_notes(skipped(found))
+    return told
+
+
+def _load(arguments: Namespace) -> tuple[ImageModel | None, Predictor]:
+    """Return the model of the run, first again if it is one of images."""
+    folder: Path = arguments.folder
     if (folder / DESCRIPTION).is_file() and load_description(folder).get("kind") == KIND:
         images = load_image_model(folder, network=arguments.network)
-        check_file(path, replace=arguments.overwrite or arguments.out is None)
-        channels, height, width = images.image_shape
-        found = read_images(
-            arguments.source,
-            image_size=(height, width),
-            channels=channels,
-            split=arguments.split,
-            label_column=arguments.label_column,
-        )
-        _label(arguments, path, images, found.images, found.labels)
-        print_notes(skipped(found))
-    else:
-        model = CollisionClustering.load(folder)
-        check_file(path, replace=arguments.overwrite or arguments.out is None)
-        columns = arguments.columns or _fitted_columns(folder, arguments.source)
-        source = read_vectors(arguments, columns)
-        _label(arguments, path, model, source.features, source.labels)
+        return images, images
+    return None, CollisionClustering.load(folder)
 
 
 def _label(
     arguments: Namespace, path: Path, model: Predictor, inputs: Array, labels: Array | None
-) -> None:
+) -> dict[str, Any]:
     """Write and print what the model says of the inputs."""
     with noted() as notes:
         found = predict_rows(model, inputs, arguments.probabilities)
-    with staging(path.parent) as staged:
-        found.write(staged, path.suffix.lower().removeprefix(".")).replace(path)
+    written = _write(arguments, path, found)
+    said = {**outcome(found, model.n_clusters), **scores(labels, found)}
     if not arguments.quiet:
-        said = {**outcome(found, model.n_clusters), **scores(labels, found)}
         print_prediction(said, inputs.shape)
-        print_written([path])
+        print_written(written)
     print_notes(notes)
+    return plain({**said, "folder": str(arguments.folder), "files": written})
+
+
+def _write(arguments: Namespace, path: Path, found: Prediction) -> list[Path]:
+    """Write the labels to a file, or as CSV to standard output, and return the files written."""
+    if path != Path(STANDARD):
+        with staging(path.parent) as staged:
+            found.write(staged, path.suffix.lower().removeprefix(".")).replace(path)
+        return [path]
+    with TemporaryDirectory() as name, found.write(Path(name), "csv").open(newline="") as file:
+        shutil.copyfileobj(file, arguments.output)
+    return []
 
 
 def _fitted_columns(folder: Path, source: str) -> list[str] | None:

@@ -1,16 +1,11 @@
-"""The folder of a run: where a command may write, and what of a result every run keeps.
-
-A command never writes over files that are not its own, and never half a file.
-"""
+"""What every run says of its result, and the files that keep it."""
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,129 +15,30 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import entr
 
-from coincide._files import DESCRIPTION, TENSORS
 from coincide.cli.console import machine, print_written, versions
+from coincide.cli.folder import origin, replace_run, staging
 from coincide.data.images import ImageSource
 from coincide.metrics import score_clustering
 from coincide.report import write_labels, write_metrics, write_projection, write_report
-from coincide.report.run_folder import (
-    GALLERY,
-    LABELS_CSV,
-    LABELS_PARQUET,
-    METRICS,
-    PROJECTION,
-    REPORT,
-    SCHEMA,
-    read_metrics,
-)
+from coincide.report.run_folder import SCHEMA, read_metrics
 
 Array = NDArray[Any]
 Timings = dict[str, float]
 
 _BLOCK_ROWS = 1 << 18  # predicted together, so that only --probabilities keeps all M x K of them
 
-CHECKPOINTS = "checkpoints"
-LOG = "log.jsonl"
-IMAGE_NAMES = "images.csv"
-RUN_FILES = (
-    LABELS_CSV,
-    LABELS_PARQUET,
-    PROJECTION,
-    REPORT,
-    TENSORS,
-    DESCRIPTION,
-    IMAGE_NAMES,
-    METRICS,
-)
-_CHECKPOINT = "checkpoint-*.safetensors"
-_STAGING = ".coincide-"
 
-
-def report(arguments: Namespace) -> None:
+def report(arguments: Namespace) -> dict[str, Any]:
     """Write the page of a run again."""
-    print_written([write_report(arguments.folder)])
+    written = [write_report(arguments.folder)]
+    if not arguments.quiet:
+        print_written(written)
+    return told_of_run(arguments.folder, written)
 
 
-def check_folder(folder: Path, *, replace: bool) -> None:
-    """Refuse a folder that a run may not be written to, before anything is computed.
-
-    It may be absent, empty, or the folder of an earlier run, which its ``metrics.json`` tells, if
-    that may be replaced.
-    """
-    _check_writable(folder)
-    if not folder.exists() or not any(not _is_staging(path) for path in folder.iterdir()):
-        return
-    if not _is_run(folder):
-        raise ValueError(
-            f"The folder {folder} holds files that are not of a run, and is left as it is:"
-            " name another one with --out."
-        )
-    if not replace:
-        raise ValueError(
-            f"The folder {folder} holds an earlier run: replace it with --overwrite, or name"
-            " another folder with --out."
-        )
-
-
-def check_file(path: Path, *, replace: bool) -> None:
-    """Refuse a file of labels that may not be written: see :func:`check_folder`."""
-    if path.suffix.lower() not in (".csv", ".parquet"):
-        raise ValueError(f"The file --out must end in .csv or .parquet. Got {path} instead.")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: name a file with --out.")
-    _check_writable(path.parent)
-    if path.exists() and not replace:
-        raise ValueError(f"The file {path} exists: replace it with --overwrite.")
-
-
-def check_run(folder: Path, *, replace: bool) -> None:
-    """Refuse a folder for a training, as :func:`check_folder` does, or an unfinished one in it."""
-    if not any((folder / CHECKPOINTS).glob(_CHECKPOINT)):
-        check_folder(folder, replace=replace)
-        return
-    _check_writable(folder)
-    if not replace:
-        raise ValueError(
-            f"The folder {folder} holds an unfinished training: take it up with --resume, or"
-            " replace it with --overwrite."
-        )
-
-
-def clear_checkpoints(folder: Path) -> None:
-    """Remove the checkpoints in the folder of a run, and nothing else that may lie beside them."""
-    for path in [*(folder / CHECKPOINTS).glob(_CHECKPOINT)]:
-        path.unlink(missing_ok=True)
-    with suppress(OSError):  # it is not there, or not empty
-        (folder / CHECKPOINTS).rmdir()
-
-
-@contextmanager
-def staging(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder within ``folder`` (so on its disk), removed with all it holds.
-
-    ``folder`` is made if it is not there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=_STAGING, dir=folder) as name:
-        yield Path(name)
-
-
-def replace_run(folder: Path, staged: Path) -> list[Path]:
-    """Move the files of a run from ``staged`` to ``folder``, and remove what an earlier one left.
-
-    ``metrics.json`` comes last: until then the folder keeps the one of the earlier run, by which
-    it is known.
-    """
-    written = []
-    shutil.rmtree(folder / GALLERY, ignore_errors=True)
-    if (staged / GALLERY).is_dir():
-        written.append((staged / GALLERY).replace(folder / GALLERY))
-    for name in RUN_FILES:
-        if (staged / name).is_file():
-            written.append((staged / name).replace(folder / name))
-        else:
-            (folder / name).unlink(missing_ok=True)
-    return written
+def told_of_run(folder: Path, written: Sequence[Path]) -> dict[str, Any]:
+    """Return what ``--json`` says of a run: its metrics, its folder and the files written."""
+    return {**read_metrics(folder), "folder": str(folder), "files": [str(path) for path in written]}
 
 
 def write_run(
@@ -168,29 +64,6 @@ def write_run(
     if not arguments.no_report:
         written.append(write_report(folder))
     return written
-
-
-def _check_writable(folder: Path) -> None:
-    """Try to make a file in ``folder``, or in the nearest folder above it that exists."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise ValueError(f"Nothing can be written to {folder}: {nearest} is a file.")
-    try:
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        raise ValueError(f"Nothing can be written to {folder} ({error.strerror}).") from error
-
-
-def _is_staging(path: Path) -> bool:
-    return path.name.startswith(_STAGING)  # left by a run that was killed
-
-
-def _is_run(folder: Path) -> bool:
-    try:
-        return "model" in read_metrics(folder)
-    except (OSError, ValueError):
-        return False
 
 
 # What is said of a result
@@ -263,6 +136,7 @@ def describe(
     return {
         "schema": SCHEMA,
         "command": arguments.argv,
+        "origin": origin(arguments),
         **outcome(found, n_clusters),
         **scores(labels, found),
         "versions": versions(),
@@ -296,12 +170,6 @@ def skipped(source: ImageSource) -> list[str]:
     name, reason = source.skipped[0]
     more = f" and {len(source.skipped) - 1} more" if len(source.skipped) > 1 else ""
     return [f"Not read: {name} ({reason}){more}."]
-
-
-def default_name(source: str) -> str:
-    """Return the name of a source before it is read (see :attr:`Source.name`)."""
-    path = Path(source).resolve()
-    return path.name if path.is_dir() else path.stem
 
 
 @contextmanager

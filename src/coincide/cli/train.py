@@ -6,11 +6,8 @@ at the end the files of every run, and a gallery of the clusters.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
-import importlib
-import json
 import os
 import time
 from argparse import Namespace
@@ -28,30 +25,42 @@ from coincide.cli.console import (
     noted,
     print_candidates,
     print_notes,
+    print_settings,
+    print_timings,
     print_training,
     print_written,
     progress_bar,
 )
-from coincide.cli.memory import keep_freed_memory
-from coincide.cli.run import (
-    CHECKPOINTS,
+from coincide.cli.folder import (
     IMAGE_NAMES,
     LOG,
+    STANDARD,
+    clear_checkpoints,
+    files_of,
+    finished_run,
+    is_unfinished,
+    of_training,
+    remove,
+    run_folder,
+)
+from coincide.cli.logs import Writer, append_line, check_log, open_log
+from coincide.cli.memory import keep_freed_memory
+from coincide.cli.resume import Saver, is_done, take_up, what_is_shared
+from coincide.cli.run import (
     Prediction,
     Timings,
     as_prediction,
-    check_run,
-    clear_checkpoints,
-    default_name,
     describe,
     now,
     skipped,
     timed,
+    told_of_run,
     write_run,
 )
+from coincide.cli.stdin import NO_IMAGES
 from coincide.data.images import ImageSource, read_images
 from coincide.report import matched_confusion, write_gallery
-from coincide.training.checkpoint import CheckpointError, Checkpoints, StopRequest
+from coincide.training.checkpoint import StopRequest
 from coincide.training.config import ImageTrainingConfig
 from coincide.training.distributed import join_ranks
 from coincide.training.history import EpochRecord, StepRecord
@@ -64,7 +73,6 @@ from coincide.training.images import (
     load_image_model,
     save_image_model,
 )
-from coincide.training.ranks import Ranks
 
 
 class Stopped(KeyboardInterrupt):
@@ -74,13 +82,16 @@ class Stopped(KeyboardInterrupt):
         super().__init__("stopped, and saved: the same command with --resume takes it up again.")
 
 
-def train(arguments: Namespace) -> None:
-    """Train a network on images and write the folder of the run."""
+def train(arguments: Namespace) -> dict[str, Any] | None:
+    """Train a network on images and write the folder of the run; return what is told of it.
+
+    Nothing is told by a process that is not the first of several.
+    """
     keep_freed_memory()
-    named = arguments.out is not None
-    folder = arguments.out or Path(f"coincide-{default_name(arguments.source)}")
-    if not arguments.resume:
-        check_run(folder, replace=arguments.overwrite or not named)
+    if arguments.source == STANDARD:
+        raise ValueError(NO_IMAGES)
+    check_log(arguments.log)
+    folder = run_folder(arguments)
     timings: Timings = {}
     with timed(timings, "read"):
         source = _read(arguments, arguments.split)
@@ -91,40 +102,49 @@ def train(arguments: Namespace) -> None:
     config = _config(arguments)
     device = find_device(config.device, "coincide train")
     with join_ranks(device) as ranks, noted() as notes:
-        training = ImageTraining(source, config, initial=_initial(arguments), ranks=ranks)
-        checkpoints = Checkpoints(folder / CHECKPOINTS)
-        if arguments.resume:
-            _take_up(arguments, training, checkpoints)
-        elif ranks.index == 0:
-            clear_checkpoints(folder)
-            (folder / LOG).unlink(missing_ok=True)
+        initial = _initial(arguments)
+        training = ImageTraining(source, config, initial=initial, ranks=ranks)
+        shared = what_is_shared(training, initial)
+        if not _begin(arguments, folder, training, shared):
+            return told_of_run(folder, files_of(folder))
         with timed(timings, "fit"):
-            run = _fit(arguments, training, checkpoints, ranks)
+            run = _fit(arguments, training, Saver(folder, training, shared))
         if ranks.index > 0:
-            return
+            return None
     if not run.method.clusters and run.known is None:
         notes.append(
             f"The method {run.config.method!r} trains features alone, and these clusters mean"
             f" nothing: train another one with --start-from {folder}."
         )
     found = as_prediction(run.probabilities, arguments.probabilities)
-    metrics = _describe(arguments, source, run, found, notes=notes, timings=timings)
+    metrics = _describe(arguments, source, run, found, notes=notes, timings=timings) | shared
     if candidates:
         metrics["candidates"] = [asdict(candidate) for candidate in candidates]
-    written = write_run(
-        arguments,
-        folder,
-        metrics,
-        found,
-        features=source.images.reshape(len(source.images), -1),
-        write_model=lambda staged: _write_model(staged, source, run),
-    )
-    if not arguments.keep_checkpoints:
-        clear_checkpoints(folder)
+    written = _write(arguments, folder, metrics, found, source=source, run=run)
     if not arguments.quiet:
         print_training(metrics)
         print_written(written)
+    if arguments.verbose:
+        print_timings(metrics["timings"] | metrics["phases"])
     print_notes([*run.signs, *metrics["warnings"]])
+    return told_of_run(folder, written)
+
+
+def _begin(
+    arguments: Namespace, folder: Path, training: ImageTraining, shared: dict[str, Any]
+) -> bool:
+    """Take a training up, or clear the place for it; whether there is anything to train."""
+    if arguments.verbose and training.ranks.index == 0:
+        print_settings({"device": str(training.device)} | shared["training"])
+    if arguments.resume:
+        if is_unfinished(folder) or finished_run(folder) is None:
+            if take_up(folder, training, shared):
+                return True
+        elif is_done(folder, shared, replace=arguments.overwrite):
+            return False
+    if training.ranks.index == 0:
+        remove(of_training(folder))
+    return True
 
 
 # Reading and configuring
@@ -189,22 +209,20 @@ def _initial(arguments: Namespace) -> dict[str, Any] | None:
 # Training
 
 
-def _fit(
-    arguments: Namespace, training: ImageTraining, checkpoints: Checkpoints, ranks: Ranks
-) -> ImageRun:
+def _fit(arguments: Namespace, training: ImageTraining, saver: Saver) -> ImageRun:
     """Train; save after every epoch and every few minutes, and when asked to stop."""
+    ranks = training.ranks
     alone, main = ranks.size == 1, ranks.index == 0
-    saver = _Saver(checkpoints, training, _settings(arguments, training), main=main)
-    log = _Log(checkpoints.folder.parent / LOG, training, arguments.log if main else None)
+    settings = asdict(training.config)
     with (
         StopRequest() as stop,
         _live(arguments.quiet or not main, training) as live,
-        contextlib.closing(log),
+        open_log(arguments.log if main else None, saver.folder, settings) as writer,
     ):
 
         def on_epoch(record: EpochRecord, signs: list[str]) -> None:
             if main:
-                log.write(record, signs)
+                _log(saver.folder / LOG, training, record, signs, writer)
                 print_notes(signs)
             saver.save()
             # Several processes stop together, or the others would wait for ever.
@@ -225,127 +243,16 @@ def _fit(
         return training.fit(on_epoch=on_epoch, on_step=on_step)
 
 
-class _Saver:
-    """Saves a training, and knows how long ago it did."""
-
-    def __init__(
-        self,
-        checkpoints: Checkpoints,
-        training: ImageTraining,
-        settings: dict[str, Any],
-        *,
-        main: bool,
-    ) -> None:
-        self._checkpoints = checkpoints
-        self._training = training
-        self._settings = settings
-        self._main = main
-        self._number = checkpoints.last_number()
-        self._saved = time.monotonic()
-
-    def save(self) -> None:
-        """Write a checkpoint; a full disk is said, and does not end the training."""
-        self._saved = time.monotonic()
-        if not self._main:
-            return
-        self._number += 1
-        tensors, about = self._training.state()
-        log = self._checkpoints.folder.parent / LOG
-        logged = log.stat().st_size if log.exists() else 0
-        told = {"state": about, "settings": self._settings, "logged": logged}
-        try:
-            self._checkpoints.save(self._number, tensors, told)
-        except CheckpointError as error:
-            print_notes([f"No checkpoint was written: {error}"])
-
-    def age(self) -> float:
-        """Return the seconds since the last save."""
-        return time.monotonic() - self._saved
-
-
-def _settings(arguments: Namespace, training: ImageTraining) -> dict[str, Any]:
-    """Return what a checkpoint and the training that takes it up must have in common."""
-    return {
-        **asdict(training.config),
-        "source": training.source.name,
-        "images": list(training.source.images.shape),
-        "pixel means": training.mean,
-        "start_from": None if arguments.start_from is None else str(arguments.start_from),
-        "processes": training.ranks.size,
-    }
-
-
-def _take_up(arguments: Namespace, training: ImageTraining, checkpoints: Checkpoints) -> None:
-    """Restore the newest checkpoint, or refuse one of other settings by name."""
-    found = checkpoints.latest()
-    if found is None:
-        raise ValueError(
-            f"There is nothing to resume in {checkpoints.folder}: leave out --resume to begin."
-        )
-    tensors, about = found
-    before = about.get("settings", {})
-    now = json.loads(json.dumps(_settings(arguments, training)))
-    other = [f"{n} = {before.get(n)!r}, not {now[n]!r}" for n in now if before.get(n) != now[n]]
-    if other:
-        raise ValueError(
-            f"The training to resume has {'; '.join(other)}: give the same options, or begin anew"
-            " without --resume."
-        )
-    try:
-        training.restore((tensors, about["state"]))
-    except (KeyError, RuntimeError) as error:
-        raise ValueError(
-            f"The checkpoint in {checkpoints.folder} is of another version: begin anew without"
-            " --resume."
-        ) from error
-    log = checkpoints.folder.parent / LOG
-    if training.ranks.index == 0 and log.exists() and log.stat().st_size > about["logged"]:
-        os.truncate(log, about["logged"])  # epochs that will be trained again
-
-
-class _Log:
-    """The log of a training: a line of JSON an epoch, and TensorBoard or W&B if asked for."""
-
-    def __init__(self, path: Path, training: ImageTraining, kind: str | None) -> None:
-        self._path = path
-        self._training = training
-        self._writer: Any = None
-        self._run: Any = None
-        if kind == "tensorboard":
-            module = _optional("torch.utils.tensorboard", "tensorboard")
-            self._writer = module.SummaryWriter(str(path.parent / "tensorboard"))
-        if kind == "wandb":
-            module = _optional("wandb", "wandb")
-            self._run = module.init(project="coincide", config=asdict(training.config))
-
-    def write(self, record: EpochRecord, signs: list[str]) -> None:
-        """Write what an epoch looked like."""
-        seed, pretext = self._training.under_way.seed, self._training.pretext is not None
-        told = {"time": now(), "seed": seed, "pretext": pretext, **asdict(record), "signs": signs}
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(told) + "\n")
-        numbers = {k: v for k, v in told.items() if isinstance(v, int | float)}
-        numbers |= {f"quantities/{name}": value for name, value in record.quantities.items()}
-        if self._writer is not None:
-            for name, value in numbers.items():
-                self._writer.add_scalar(f"{name}/start-{seed}", value, record.epoch)
-        if self._run is not None:
-            self._run.log(numbers)
-
-    def close(self) -> None:
-        """Close what was opened."""
-        if self._writer is not None:
-            self._writer.close()
-        if self._run is not None:
-            self._run.finish()
-
-
-def _optional(module: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"--log {package} needs a package: pip install {package}.") from error
+def _log(
+    path: Path, training: ImageTraining, record: EpochRecord, signs: list[str], writer: Writer
+) -> None:
+    """Write what an epoch looked like."""
+    seed, pretext = training.under_way.seed, training.pretext is not None
+    told = {"time": now(), "seed": seed, "pretext": pretext, **asdict(record), "signs": signs}
+    append_line(path, told)
+    numbers = {k: v for k, v in told.items() if isinstance(v, int | float)}
+    numbers |= {f"quantities/{name}": value for name, value in record.quantities.items()}
+    writer.write(numbers, record.epoch, seed)
 
 
 @contextmanager
@@ -373,6 +280,35 @@ def _live(quiet: bool, training: ImageTraining) -> Iterator[Callable[[StepRecord
 
 
 # Describing and writing
+
+
+def _write(
+    arguments: Namespace,
+    folder: Path,
+    metrics: dict[str, Any],
+    found: Prediction,
+    *,
+    source: ImageSource,
+    run: ImageRun,
+) -> list[Path]:
+    """Write the files of the run; where that fails, its checkpoints stay to write them from."""
+    try:
+        written = write_run(
+            arguments,
+            folder,
+            metrics,
+            found,
+            features=source.images.reshape(len(source.images), -1),
+            write_model=lambda staged: _write_model(staged, source, run),
+        )
+    except OSError as error:
+        raise OSError(
+            f"The run cannot be written to {folder} ({error.strerror or error}). What was trained"
+            " is kept there: make room, and the same command with --resume writes it."
+        ) from error
+    if not arguments.keep_checkpoints:
+        clear_checkpoints(folder)
+    return written
 
 
 def _describe(
@@ -406,7 +342,6 @@ def _describe(
             "note": source.note,
         },
         "model": {"n_clusters": n_clusters, "parameters": parameters},
-        "training": parameters,
         "seed": run.config.seed,
         "n_epochs": len(run.history),
         "history": [asdict(record) for record in run.history],

@@ -32,9 +32,15 @@ def write_metrics(folder: str | Path, metrics: Mapping[str, object]) -> Path:
     None, nested at will, NumPy's numbers and arrays among them. Anything else is refused by its
     place. JSON has no NaN and no infinity: both are written as null.
     """
-    plain = to_json(metrics, "metrics", _plain)
-    text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain(metrics), indent=2, ensure_ascii=False, allow_nan=False)
     return write_text(Path(folder) / METRICS, text + "\n")
+
+
+def plain(metrics: Mapping[str, object]) -> dict[str, Any]:
+    """Return metrics in JSON's own types, as :func:`write_metrics` says."""
+    found = to_json(metrics, "metrics", _plain)
+    assert isinstance(found, dict)
+    return found
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:

@@ -180,7 +180,7 @@ def _packed(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
     held = {_STATE + name: _plain(name, tensor) for name, tensor in tensors.items()}
     document = {"format": FORMAT, "about": to_json(about, "about", _encoded)}
     held[_ABOUT] = _as_tensor(json.dumps(document, allow_nan=False).encode())
-    held[_SUM] = _as_tensor(_checksum(held))
+    held[_SUM] = _as_tensor(checksum(held))
     data: bytes = save(held)
     return data
 
@@ -203,7 +203,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _unpacked(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return what :func:`_packed` was given; any other bytes raise what they may."""
     held = load(data)
-    if _as_bytes(held.pop(_SUM)) != _checksum(held):
+    if _as_bytes(held.pop(_SUM)) != checksum(held):
         raise ValueError("the checksum does not fit")
     document = json.loads(_as_bytes(held.pop(_ABOUT)))
     if document["format"] != FORMAT:
@@ -224,7 +224,7 @@ def _plain(name: str, tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor.detach())
 
 
-def _checksum(held: Mapping[str, Tensor]) -> bytes:
+def checksum(held: Mapping[str, Tensor]) -> bytes:
     """Return the SHA-256 of the names, dtypes, shapes and bytes."""
     total = hashlib.sha256()
     for name in sorted(held):

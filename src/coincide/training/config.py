@@ -50,15 +50,17 @@ class TrainingConfig:
     """
 
     batch_size: int = _setting(500, "rows a step, over all ranks")
-    optimizer: str = _setting("sgd", "sgd, adam or adamw")
+    optimizer: str = _setting("sgd", "that takes the steps")
     learning_rate: float = _setting(0.3, "step length of the optimizer")
-    backbone_learning_rate: float | None = _setting(None, "another one for the backbone")
+    backbone_learning_rate: float | None = _setting(
+        None, "another one for the backbone (default: the same)"
+    )
     momentum: float = _setting(0.9, "of sgd")
     weight_decay: float = _setting(0.1, "shrinkage of the weights")
-    schedule: str = _setting("late-linear", "late-linear, cosine or constant")
+    schedule: str = _setting("late-linear", "how the learning rate falls")
     max_epochs: int | None = _setting(None, "passes over the data")
     accumulate: int = _setting(1, "parts of a batch, each with its own backward pass")
-    precision: str = _setting("float32", "float32 or bfloat16")
+    precision: str = _setting("float32", "of the network's products")
     known_weight: float = _setting(2.0, "weight of the cross-entropy of known classes")
     revive: bool | None = _setting(False, "give empty clusters half of the largest one")
 
@@ -128,7 +130,7 @@ class ImageTrainingConfig(TrainingConfig):
     """
 
     batch_size: int = _setting(250, "images a step, over all ranks")
-    optimizer: str = _setting("adam", "sgd, adam or adamw")
+    optimizer: str = _setting("adam", "that takes the steps")
     learning_rate: float | None = _setting(  # type: ignore[assignment]
         None, "step length of the optimizer (default: 1e-4, small ones 2e-3)"
     )
@@ -137,23 +139,31 @@ class ImageTrainingConfig(TrainingConfig):
         None, "passes over the images (default: 50, small networks 36)"
     )
     n_clusters: int | None = _setting(None, "how many clusters (default: the number of classes)")
-    method: str = _setting("collision", "what is learned from a batch (see coincide info)")
-    fairness: float | None = _setting(None, "how strongly cluster sizes follow the prior")
-    objective: str | None = _setting(None, "cce+, cce or ce+kl")
-    solver: str | None = _setting(None, "how pseudo-labels are found")
+    method: str = _setting("collision", "what is learned from a batch")
+    fairness: float | None = _setting(
+        None, "how closely cluster sizes follow the prior (default: 10 with collision)"
+    )
+    objective: str | None = _setting(None, "of the pseudo-labels (default: that of the method)")
+    solver: str | None = _setting(None, "how pseudo-labels are found (default: that of the method)")
     method_options: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "further settings of the method"}
     )
     network: str = _setting("auto", "small-conv, vgg4, resnet18, module:function, ...")
     view: str = _setting("auto", "affine, standard, simclr, strong, none, ...")
     labeled_fraction: float = _setting(0.0, "share of the labels that training may use")
-    pretext_epochs: int | None = _setting(None, "passes of SimCLR before any clusters")
-    starts: int | None = _setting(None, "short starts, of which the best by loss goes on")
+    pretext_epochs: int | None = _setting(
+        None, "passes of SimCLR before any clusters (default: 30 on small data, else 0)"
+    )
+    starts: int | None = _setting(
+        None, "short starts, of which the best goes on (default: 8 on small data, else fewer)"
+    )
     start_epochs: int = _setting(6, "epochs between two halvings of the starts")
     seed: int = _setting(0, "seed of all randomness")
     device: str = _setting("auto", "auto, cpu, cuda, cuda:1, ...")
-    channels_last: bool | None = _setting(None, "lay images out with the channels last")
-    precision: str = _setting("auto", "auto, float32 or bfloat16")
+    channels_last: bool | None = _setting(
+        None, "lay images out with the channels last (default: with bfloat16)"
+    )
+    precision: str = _setting("auto", "of the network's products")
     revive: bool | None = _setting(
         None, "give empty clusters half of the largest one (default: the collision method alone)"
     )
