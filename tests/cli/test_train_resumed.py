@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from coincide.cli import main
 from coincide.cli import train as train_module
+from coincide.cli.resume import digest
 from coincide.training.checkpoint import Checkpoints
 from coincide.training.images import ImageTraining
 from photos import photo, save
@@ -335,6 +336,25 @@ def test_other_contents_of_the_same_name_are_refused_by_part(folder, interrupt, 
     assert part in complaint(capsys, "--resume", source=source)
 
 
+def arrays():
+    """Return an array, and others of the same bytes that are or are not the same."""
+    rows = np.random.default_rng(0).integers(0, 256, (7, 3, 4, 4), dtype=np.uint8)
+    np.save("rows.npy", rows)
+    same = [np.load("rows.npy", mmap_mode="r"), np.asfortranarray(rows), rows[::-1].copy()[::-1]]
+    last = rows.copy()
+    last[-1, -1, -1, -1] ^= 1
+    other = [rows[::-1], rows[:-1], rows.reshape(7, 3, 2, 8), rows.view(np.int8), last]
+    return rows, same, other
+
+
+@pytest.mark.parametrize("block", [1, 100, 16 << 20])
+def test_a_digest_is_of_every_byte_however_they_lie(folder, monkeypatch, block):
+    monkeypatch.setattr("coincide.cli.resume._BLOCK_BYTES", block)
+    rows, same, other = arrays()
+    assert {digest(array) for array in same} == {digest(rows)}
+    assert len({digest(array) for array in [rows, *other]}) == 1 + len(other)
+
+
 def test_other_weights_to_start_from_are_refused(folder, interrupt, capsys):
     assert train("--method", "simclr", out="first") == 0
     interrupt(5)
@@ -390,6 +410,19 @@ def test_a_training_that_replaces_a_finished_one_is_taken_up(folder, interrupt, 
     assert "holds an unfinished training" in complaint(capsys, "--seed", "1")
     assert train("--resume", "--seed", "1") == 0
     assert train("--seed", "1", out="whole") == 0
+    assert_same_folder(folder / "run", folder / "whole")
+
+
+def test_a_stop_while_the_files_are_written_says_how_to_go_on(folder, capsys, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("coincide.cli.run.write_projection", stop)
+        assert train() == 130
+    assert capsys.readouterr().err.splitlines()[-1] == STOPPED
+    assert train("--resume") == 0
+    assert train(out="whole") == 0
     assert_same_folder(folder / "run", folder / "whole")
 
 

@@ -301,6 +301,8 @@ def _write(
             features=source.images.reshape(len(source.images), -1),
             write_model=lambda staged: _write_model(staged, source, run),
         )
+    except KeyboardInterrupt as stop:  # the last epoch has been saved
+        raise Stopped from stop
     except OSError as error:
         raise OSError(
             f"The run cannot be written to {folder} ({error.strerror or error}). What was trained"
