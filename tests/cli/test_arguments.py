@@ -1,6 +1,7 @@
 """The command line's habits: help, names, defaults, JSON, standard input and output, completion."""
 
 import dataclasses
+import gzip
 import inspect
 import io
 import json
@@ -280,6 +281,15 @@ def test_quiet_prints_nothing(run, capsys, flag):
         assert capsys.readouterr().out == ""
 
 
+def test_a_verbose_prediction_prints_what_it_read_and_timings(run, capsys):
+    for flag, said in (("-v", True), ("--debug", False)):
+        capsys.readouterr()
+        assert main([*PREDICT, flag]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        for word in ("input ", "seconds of read", "seconds of predict", "seconds of write"):
+            assert any(line.startswith(word) for line in lines) == said
+
+
 # Standard input and output
 
 
@@ -300,7 +310,11 @@ def pipe(monkeypatch):
     return put
 
 
-@pytest.mark.parametrize("data", [CSV.encode(), as_parquet()], ids=["csv", "parquet"])
+@pytest.mark.parametrize(
+    "data",
+    [CSV.encode(), gzip.compress(CSV.encode()), as_parquet()],
+    ids=["csv", "gzip", "parquet"],
+)
 def test_standard_input_is_a_source(folder, run, pipe, data):
     pipe(data)
     assert main(["cluster", "-", *CLUSTER[2:], "--quiet"]) == 0
@@ -329,6 +343,8 @@ def test_another_stream_is_another_source(pipe, capsys):
         (b"a,b\n1,2\n3\n", "Row 3 of standard input has 1 cells"),
         (b"a,b\n1,nan\n2,3\n", "standard input must hold finite numbers"),
         (b"PAR1 and no more", "standard input"),
+        (gzip.compress(CSV.encode())[:-9], "Standard input is gzip that is cut short"),
+        (b"\x1f\x8b\x08 and no more", "Standard input is gzip that is cut short"),
     ],
 )
 def test_what_is_wrong_with_standard_input_is_said_of_it(pipe, capsys, data, words):

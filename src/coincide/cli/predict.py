@@ -10,9 +10,26 @@ from typing import Any
 
 from coincide._files import DESCRIPTION, load_description
 from coincide.cli.cluster import read_vectors
-from coincide.cli.console import noted, print_notes, print_prediction, print_written
+from coincide.cli.console import (
+    noted,
+    print_notes,
+    print_prediction,
+    print_settings,
+    print_timings,
+    print_written,
+)
 from coincide.cli.folder import STANDARD, check_file, staging
-from coincide.cli.run import Array, Prediction, Predictor, outcome, predict_rows, scores, skipped
+from coincide.cli.run import (
+    Array,
+    Prediction,
+    Predictor,
+    Timings,
+    outcome,
+    predict_rows,
+    scores,
+    skipped,
+    timed,
+)
 from coincide.cli.stdin import NO_IMAGES, readable
 from coincide.cluster import CollisionClustering
 from coincide.data.images import read_images
@@ -26,25 +43,28 @@ def predict(arguments: Namespace) -> dict[str, Any]:
     """Label new rows or images with the model of a run; return what is told of them."""
     folder: Path = arguments.folder
     path = arguments.out or folder / "predictions.csv"
-    images, model = _load(arguments)
+    timings: Timings = {}
+    with timed(timings, "load"):
+        images, model = _load(arguments)
     if path != Path(STANDARD):
         check_file(path, replace=arguments.overwrite or arguments.out is None)
     if images is None:
-        with readable(arguments) as given:
+        with timed(timings, "read"), readable(arguments) as given:
             columns = arguments.columns or _fitted_columns(folder, given.source)
             source = read_vectors(given, columns)
-        return _label(arguments, path, model, source.features, source.labels)
+        return _label(arguments, path, model, source.features, source.labels, timings=timings)
     if arguments.source == STANDARD:
         raise ValueError(NO_IMAGES)
     channels, height, width = images.image_shape
-    found = read_images(
-        arguments.source,
-        image_size=(height, width),
-        channels=channels,
-        split=arguments.split,
-        label_column=arguments.label_column,
-    )
-    told = _label(arguments, path, images, found.images, found.labels)
+    with timed(timings, "read"):
+        found = read_images(
+            arguments.source,
+            image_size=(height, width),
+            channels=channels,
+            split=arguments.split,
+            label_column=arguments.label_column,
+        )
+    told = _label(arguments, path, images, found.images, found.labels, timings=timings)
     print_notes(skipped(found))
     return told
 
@@ -59,16 +79,26 @@ def _load(arguments: Namespace) -> tuple[ImageModel | None, Predictor]:
 
 
 def _label(
-    arguments: Namespace, path: Path, model: Predictor, inputs: Array, labels: Array | None
+    arguments: Namespace,
+    path: Path,
+    model: Predictor,
+    inputs: Array,
+    labels: Array | None,
+    *,
+    timings: Timings,
 ) -> dict[str, Any]:
     """Write and print what the model says of the inputs."""
-    with noted() as notes:
+    with noted() as notes, timed(timings, "predict"):
         found = predict_rows(model, inputs, arguments.probabilities)
-    written = _write(arguments, path, found)
+    with timed(timings, "write"):
+        written = _write(arguments, path, found)
     said = {**outcome(found, model.n_clusters), **scores(labels, found)}
     if not arguments.quiet:
         print_prediction(said, inputs.shape)
         print_written(written)
+    if arguments.verbose:
+        print_settings({"model": arguments.folder, "input": inputs.shape, "dtype": inputs.dtype})
+        print_timings(timings)
     print_notes(notes)
     return plain({**said, "folder": str(arguments.folder), "files": written})
 

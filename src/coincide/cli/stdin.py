@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 import sys
+import zlib
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +15,8 @@ from tempfile import TemporaryDirectory
 from coincide.cli.folder import STANDARD
 
 NO_IMAGES = "Images cannot be read from standard input: name a folder or a file."
-# How the content begins, and the suffix of a file of that kind; anything else is CSV.
-_KINDS = {b"PAR1": ".parquet", b"\x1f\x8b": ".csv.gz"}
+_GZIP = b"\x1f\x8b"
+_PARQUET = b"PAR1"
 
 
 @contextmanager
@@ -27,14 +29,29 @@ def readable(arguments: Namespace) -> Iterator[Namespace]:
         yield arguments
         return
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        path = Path(folder) / "stdin"
-        with path.open("wb") as file:
-            shutil.copyfileobj(sys.stdin.buffer, file)
-        with path.open("rb") as file:
-            start = file.read(4)
-        suffixes = [suffix for mark, suffix in _KINDS.items() if start.startswith(mark)]
-        path = path.rename(path.with_suffix(*suffixes or [".csv"]))
+        path = _spooled(Path(folder))
         try:
             yield Namespace(**{**vars(arguments), "source": str(path)})
         except ValueError as error:  # nobody knows the file by its name
             raise ValueError(str(error).replace(str(path), "standard input")) from error
+
+
+def _spooled(folder: Path) -> Path:
+    """Write standard input to a file whose suffix says what it holds, and return its path."""
+    path = folder / "stdin.csv"
+    with path.open("wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    with path.open("rb") as file:
+        start = file.read(len(_PARQUET))
+    if start == _PARQUET:
+        return path.rename(path.with_suffix(".parquet"))
+    if start.startswith(_GZIP):
+        packed = path.rename(path.with_suffix(".gz"))
+        try:
+            with gzip.open(packed) as content, path.open("wb") as file:
+                shutil.copyfileobj(content, file)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(
+                f"Standard input is gzip that is cut short or damaged ({error})."
+            ) from error
+    return path
