@@ -42,7 +42,8 @@ def one_thread():
 def digits(count=120, **changes):
     """Return the first digits, with other labels or pixels if they are given."""
     parts = {"images": DIGITS.images[:count], "labels": DIGITS.labels[:count]}
-    return dataclasses.replace(DIGITS, ids=DIGITS.ids[:count], **{**parts, **changes})
+    named = {"ids": DIGITS.ids[:count], "rows": DIGITS.rows[:count]}
+    return dataclasses.replace(DIGITS, **{**parts, **named, **changes})
 
 
 def training(source=None, *, own_network=None, own_view=None, initial=None, **settings):

@@ -63,6 +63,7 @@ def predict(arguments: Namespace) -> dict[str, Any]:
             channels=channels,
             split=arguments.split,
             label_column=arguments.label_column,
+            white=images.white,
         )
     told = _label(arguments, path, images, found.images, found.labels, timings=timings)
     print_notes(skipped(found))

@@ -5,10 +5,12 @@ import os
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from coincide.data import SourceError
 from coincide.data.images import cache as cache_module
 from coincide.data.images import read_images
+from coincide.data.images.cache import fingerprint
 from photos import damaged_png, odd_folder, photo, save
 
 
@@ -37,6 +39,8 @@ def entries(folder):
 def assert_same(one, other):
     np.testing.assert_array_equal(one.images, other.images)
     assert (one.ids, one.skipped, one.note) == (other.ids, other.skipped, other.note)
+    assert one.white == other.white
+    np.testing.assert_array_equal(one.rows, other.rows)
 
 
 def test_the_second_reading_decodes_nothing(folder):
@@ -89,7 +93,8 @@ def test_any_change_is_noticed(folder):
     path = folder / "0" / "0.png"
     about = path.stat()
     save(photo(6, 6, seed=99), path)
-    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns + 1))
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))  # as cp -p and archives do
+    assert path.stat().st_size == about.st_size
     found, decoded = read(folder)
     assert decoded
     assert (found.images[0].transpose(1, 2, 0) == np.asarray(photo(6, 6, seed=99))).all()
@@ -100,6 +105,61 @@ def test_any_change_is_noticed(folder):
     for options in ({"image_size": 4}, {"channels": 1}):
         assert read(folder, **options)[1]
         assert not read(folder, **options)[1]
+
+
+def test_the_same_bytes_are_the_same_images(folder, tmp_path):
+    read(folder)
+    for path in folder.rglob("*.png"):
+        again = tmp_path / "copy.png"
+        again.write_bytes(path.read_bytes())
+        again.replace(path)  # another file, written now
+    assert not read(folder)[1]
+
+
+@pytest.mark.parametrize("place", [0, 0.3, 0.5, 0.9, 1])
+@pytest.mark.parametrize("moved", [False, True])
+def test_large_files_are_looked_at_in_places(tmp_path, place, moved):
+    path = tmp_path / "large"
+    content = bytearray(1 << 20)
+    path.write_bytes(content)
+    before, about = fingerprint([path], None), path.stat()
+    assert fingerprint([path], None) == before
+    content[int(place * (len(content) - 1))] = 1
+    (tmp_path / "other").write_bytes(content)
+    if moved:
+        (tmp_path / "other").replace(path)
+    else:
+        path.write_bytes(content)
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert fingerprint([path], None) != before
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "no"), OSError(errno.EIO, "?")])
+@pytest.mark.parametrize("large", [False, True])
+def test_what_the_system_refuses_is_tried_again(folder, monkeypatch, error, large):
+    if large:
+        monkeypatch.setattr(cache_module, "LARGE", 100)
+    whole = Image.open
+
+    def denied(file, *rest, **options):
+        if str(file).endswith("3.png"):
+            raise error
+        return whole(file, *rest, **options)
+
+    monkeypatch.setattr(Image, "open", denied)
+    found, _ = read(folder)
+    assert found.skipped == (("1/3.png", error.strerror),)
+    assert len(found.images) == 4
+    assert entries(folder) == []
+    monkeypatch.setattr(Image, "open", whole)
+    assert len(read(folder)[0].images) == 5
+
+
+def test_a_file_that_cannot_be_opened_has_a_fingerprint(folder):
+    gone = folder / "gone.png"
+    before = fingerprint([gone], None)
+    save(photo(6, 6), gone)
+    assert fingerprint([gone], None) != before
 
 
 def test_no_cache(folder):

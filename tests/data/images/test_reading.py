@@ -86,6 +86,16 @@ def test_one_class_alone_is_no_label(tmp_path):
     assert read_images(tmp_path / "set").labels is None
 
 
+@pytest.mark.parametrize("names", [[str(number) for number in range(12)], ["c1", "c2", "c10"]])
+def test_folders_and_files_are_in_the_order_of_their_numbers(tmp_path, names):
+    for seed, name in enumerate(reversed(names)):
+        for file in ("10.png", "9.png"):
+            save(photo(4, 4, seed=seed), tmp_path / "set" / name / file)
+    found = read_images(tmp_path / "set")
+    assert found.label_names == tuple(names)
+    assert found.ids == tuple(f"{name}/{file}.png" for name in names for file in ("9", "10"))
+
+
 @pytest.mark.parametrize(("folder", "asked"), [("val", "validation"), ("test", "test")])
 def test_splits_are_folders(tmp_path, folder, asked):
     root = tmp_path / "set"
@@ -103,10 +113,103 @@ def test_splits_are_folders(tmp_path, folder, asked):
     assert f"has no split {missing!r}" in refusal(root, split=missing)
 
 
-def test_a_class_may_be_called_train(tmp_path):
-    for place in ("train/1.png", "plane/2.png"):
-        save(photo(4, 4), tmp_path / "set" / place)
-    assert read_images(tmp_path / "set").label_names == ("plane", "train")
+def write_set(root, *places):
+    """Write a small image to each place, and a few bytes where it is none."""
+    for place in places:
+        if place.endswith(".png"):
+            save(photo(4, 4), root / place)
+        else:
+            (root / place).parent.mkdir(parents=True, exist_ok=True)
+            (root / place).write_text("<xml/>") if place[-1] != "/" else (root / place).mkdir()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train", "test"),
+        ("Training", "Testing"),
+        ("train_set", "test_set"),
+        ("TrainSet", "ValSet"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("train2017", "val2017"),
+        ("all/data/train", "all/data/dev"),
+        ("set/train/images", "set/valid/images"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("strays", "skipped"),
+    [
+        ((), {}),
+        (("empty/",), {}),
+        (("__MACOSX/train/._1.png", "__MACOSX/x"), {"__MACOSX": "no images, but another file"}),
+        (("notes/a.xml", "notes/b/c.json"), {"notes": "it holds no images, but 2 other files"}),
+        (("seg_pred/1.png",), {"seg_pred": "beside the folders of splits"}),
+        (("read.me",), {"read.me": "not an image"}),
+    ],
+    ids=["alone", "empty", "hidden", "annotations", "third", "file"],
+)
+def test_splits_are_told_by_the_words_of_their_names(tmp_path, train, test, strays, skipped):
+    base = train.split("train")[0].split("Train")[0].removesuffix("seg_")
+    held = [f"{part}/{place}" for part in (train, test) for place in ("cat/1.png", "dog/2.png")]
+    root = write_set(tmp_path / "set", *held, *(base + stray for stray in strays))
+    found = read_images(root)
+    assert found.ids == (f"{train}/cat/1.png", f"{train}/dog/2.png")
+    assert found.label_names == ("cat", "dog")
+    assert found.note.startswith("The part 'seg_train' was" if "seg" in train else "The part '")
+    assert len(found.skipped) == len(skipped)
+    for (name, reason), (stray, why) in zip(found.skipped, skipped.items(), strict=True):
+        assert (name, why in reason) == (base + stray, True)
+    asked = next(name for name in test.split("/") if name not in ("all", "data", "set"))
+    assert read_images(root, split=asked).ids == (f"{test}/cat/1.png", f"{test}/dog/2.png")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("plane", "train"),
+        ("bus", "car", "train"),
+        ("bus", "car", "ship", "test_tube", "train_station"),
+        ("tests", "trainer"),
+    ],
+)
+def test_a_class_may_be_called_train(tmp_path, names):
+    root = write_set(tmp_path / "set", *(f"{name}/1.png" for name in names), "notes/a.xml", "none/")
+    found = read_images(root)
+    assert found.label_names == names
+    assert found.skipped == (("notes", "it holds no images, but another file"),)
+
+
+def test_the_very_name_of_a_folder_is_a_split(tmp_path):
+    places = ("a/1.png", "a/2.png", "b/1.png", "b/2.png")
+    root = write_set(tmp_path / "set", *places)
+    found = read_images(root, split="b")
+    assert (found.ids, found.labels) == (("b/1.png", "b/2.png"), None)
+    assert found.note == "The part 'b' was read, not 'a'."
+    assert "has no split 'c'" in refusal(root, split="c")
+    for part in ("x-train", "test", "pred"):
+        write_set(tmp_path / "parts" / part, *places)
+    assert read_images(tmp_path / "parts", split="pred").label_names == ("a", "b")
+    assert read_images(tmp_path / "parts", split=".").label_names == ("pred", "test", "x-train")
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path):
+    places = (f"{part}/{name}.png" for part in ("train2014", "train2017", "val") for name in "ab")
+    root = write_set(tmp_path / "set", *places)
+    assert "several parts for the split 'train', 'train2014', 'train2017': say" in refusal(root)
+    assert read_images(root, split="train2017").ids == ("train2017/a.png", "train2017/b.png")
+
+
+def test_parts_of_unusual_names_are_refused(tmp_path):
+    places = [f"part{number}/{name}/1.png" for number in (1, 2, 10) for name in ("cat", "dog")]
+    root = write_set(tmp_path / "set", *places, "notes/a.xml")
+    sentence = refusal(root)
+    assert "'part1', 'part2', 'part10' in" in sentence
+    assert sentence.endswith("--split part1, or another one; if they are the classes, --split .")
+    assert read_images(root, split="part1").label_names == ("cat", "dog")
+    assert read_images(root, split=".").label_names == ("part1", "part2", "part10")
+    one_each = [f"{name}/images/{number}.png" for name in ("cat", "dog") for number in "12"]
+    assert read_images(write_set(tmp_path / "nested", *one_each)).label_names == ("cat", "dog")
 
 
 def test_links_are_followed_and_loops_end(tmp_path):
@@ -205,12 +308,6 @@ def test_transparent_color_of_a_palette_lies_on_white(tmp_path):
     np.testing.assert_array_equal(
         found[:, 0], [[255, 255, 200, 200], [255, 255, 100, 100], [255, 255, 0, 0]]
     )
-
-
-def test_sixteen_bits_are_scaled(tmp_path):
-    deep = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
-    found = single(tmp_path, Image.fromarray(deep))
-    np.testing.assert_array_equal(found[0], np.rint(deep / 257))
 
 
 def test_floats_of_a_tiff_must_lie_in_the_unit_interval(tmp_path):
@@ -320,6 +417,7 @@ def test_labels_stay_beside_their_images_when_some_are_bad(tmp_path):
     (tmp_path / "set" / "b" / "1.png").write_bytes(b"")
     found = read_images(tmp_path / "set")
     np.testing.assert_array_equal(found.labels, [0, 2, 3])
+    np.testing.assert_array_equal(found.rows, [0, 2, 3])
     assert found.label_names == ("a", "b", "c", "d")
     for image, label in zip(found.images, found.labels, strict=True):
         np.testing.assert_array_equal(image, drawn(photo(4, 4, seed=int(label))))

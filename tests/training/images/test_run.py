@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import sys
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from coincide._files import DESCRIPTION
+from coincide.cli import main
 from coincide.data.images import read_images
 from coincide.methods import METHODS, UNKNOWN
 from coincide.methods.neighbors import mine_neighbors
@@ -611,6 +614,30 @@ def test_a_training_in_half_precision_is_repeated_by_its_model(tmp_path):
     save_image_model(tmp_path, run)
     found = load_image_model(tmp_path, device="cpu").predict_proba(digits().images)
     np.testing.assert_array_equal(found, run.probabilities)
+
+
+@pytest.mark.parametrize("white", [1, 255, 4095, 65535, np.inf])
+def test_a_model_takes_images_as_bright_as_its_training_did(tmp_path, monkeypatch, white):
+    shares = DIGITS.images[:120, 0] / 255
+    images = shares if white == np.inf else np.rint(shares * white).astype(np.uint16)
+    save_image_model(tmp_path / "run", run_of(read_images(images), max_epochs=1, n_clusters=3))
+    model = load_image_model(tmp_path / "run", device="cpu")
+    assert model.white == white
+    dark = np.where(shares < 0.5, images, 0)
+    np.save(tmp_path / "dark.npy", dark)
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", "run", "dark.npy", "--quiet"]) == 0
+    expected = np.where(shares < 0.5, read_images(images).images[:, 0], 0)[:, None]
+    written = np.genfromtxt("run/predictions.csv", delimiter=",", names=True)["cluster"]
+    np.testing.assert_array_equal(written, model.predict_proba(expected).argmax(1))
+
+
+def test_a_model_from_before_takes_the_full_depth(tmp_path):
+    save_image_model(tmp_path, run_of(max_epochs=1))
+    about = json.loads((tmp_path / DESCRIPTION).read_text())
+    del about["white"]
+    (tmp_path / DESCRIPTION).write_text(json.dumps(about))
+    assert load_image_model(tmp_path).white == np.inf
 
 
 def test_images_of_another_size_are_refused_by_the_model(tmp_path):

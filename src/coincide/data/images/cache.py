@@ -23,8 +23,9 @@ from coincide._files import replacing, write_text
 from coincide.data.errors import Array, SourceError
 
 LARGE = 2 << 30  # bytes; decoded images above this stay on disk
+_BLOCKS, _BLOCK = 32, 8 << 10  # bytes of a file that are looked at: all, or so many blocks
 
-_FORMAT = 1  # of the entries; counted up when images are decoded otherwise than before
+_FORMAT = 2  # of the entries; counted up when images are decoded otherwise than before
 
 
 @dataclass(frozen=True)
@@ -32,22 +33,46 @@ class Decoded:
     """The images of a source that can be read, in order, (n, C, H, W); memory-mapped when large.
 
     ``reasons`` is why the others cannot, by their number within the source; ``note`` what was done
-    to them, in a sentence.
+    to them, in sentences, and ``white`` the value that became 255. Where some reason is of the
+    system, such as a disk that does not answer, the images are ``passing``: not to be remembered.
     """
 
     images: Array
     reasons: dict[int, str] = field(default_factory=dict)
     note: str = ""
+    white: float = math.inf
+    passing: bool = False
 
 
 def fingerprint(files: Sequence[Path], options: object) -> str:
-    """Return a name for files as they now are (path, size, time of change), read with options."""
+    """Return a name for files as they now are, read with options.
+
+    Of a file count its path and its bytes: all of them up to a size, else blocks at even distances
+    and what the system knows of it, which changes even where the time of change is set back.
+    """
     digest = hashlib.sha256(repr((_FORMAT, options)).encode())
     for file in files:
-        about = file.stat()
-        digest.update(os.fsencode(file.absolute()))
-        digest.update(f"\0{about.st_size}\0{about.st_mtime_ns}\0".encode())
+        digest.update(os.fsencode(file.absolute()) + b"\0" + _seen(file))
     return digest.hexdigest()[:32]
+
+
+def _seen(path: Path) -> bytes:
+    """Return a digest of a file's bytes, or why it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            about = os.fstat(file.fileno())
+            size = about.st_size
+            digest = hashlib.sha256(f"{size}".encode())
+            if size <= _BLOCKS * _BLOCK:
+                digest.update(file.read())
+                return digest.digest()
+            digest.update(repr((about.st_mtime_ns, about.st_ctime_ns, about.st_ino)).encode())
+            for number in range(_BLOCKS):
+                file.seek(number * (size - _BLOCK) // (_BLOCKS - 1))
+                digest.update(file.read(_BLOCK))
+            return digest.digest()
+    except OSError as error:
+        return f"{error.errno}".encode()
 
 
 class ImageStore:
@@ -75,10 +100,11 @@ class ImageStore:
             images = np.load(file, mmap_mode="r" if large else None, allow_pickle=False)
             reasons = {int(row): str(reason) for row, reason in entry["reasons"].items()}
             note = str(entry["note"])
+            white = math.inf if entry["white"] is None else float(entry["white"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError):
             return None  # absent or damaged: made anew
         fits = images.dtype == np.uint8 and images.ndim == 4 and len(images) == entry["rows"]
-        return Decoded(images, reasons, note) if fits else None
+        return Decoded(images, reasons, note, white) if fits else None
 
     def collect(self, blocks: Iterable[Array], rows: int, shape: tuple[int, ...]) -> Array:
         """Return blocks (n, C, H, W) under each other, ``rows`` at most; mapped when large."""
@@ -93,7 +119,8 @@ class ImageStore:
 
     def save(self, decoded: Decoded) -> Decoded:
         """Remember what was collected and return it, with a note if that was not possible."""
-        if self._folder is None:
+        if self._folder is None or decoded.passing:
+            self.discard()
             return decoded
         try:
             images = self._path(".npy")
@@ -166,4 +193,5 @@ def _entry(decoded: Decoded, size: int) -> dict[str, Any]:
         "bytes": size,
         "reasons": decoded.reasons,
         "note": decoded.note,
+        "white": None if math.isinf(decoded.white) else decoded.white,
     }

@@ -1,13 +1,14 @@
 """Images from anywhere as one array of bytes: folders, `datasets`, Parquet, arrays, ``digits``.
 
 Images are decoded once, to uint8 of one size, and the result is cached. What cannot be read is
-passed over and reported by name; what cannot be trained on as it stands is refused in a sentence.
+passed over and reported by name; what cannot be trained on as it stands is refused in a sentence;
+what was taken for what is said in the note.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +19,10 @@ from torch import Tensor
 
 from coincide._checks import check_integer, parameter_message
 from coincide.data.errors import Array, SourceError
-from coincide.data.images import folders, tables
+from coincide.data.images import depth, folders, hub, tables
 from coincide.data.images.arrays import Pixels, read_pixels
 from coincide.data.images.cache import Decoded, ImageStore, fingerprint
-from coincide.data.images.decoding import CHUNK, Item, Size, decode_images
+from coincide.data.images.decoding import CHUNK, Item, Size, Wanted, decode_images
 from coincide.data.images.listing import Listing
 from coincide.data.labels import encode_labels
 
@@ -45,10 +46,16 @@ class ImageSource:
         What the codes 0, 1, … stand for.
     ids : tuple of M str
         The path of each image within the folder, or its row in the source.
+        Where a table names its images, each differently, those names.
+    rows : ndarray of shape (M,), int64
+        The number of each image in the source, counting those that could not be read.
     skipped : tuple of (str, str)
         What could not be read, by name, and why.
     note : str
-        What was done to the images, in sentences; empty if nothing was.
+        What was taken for what, and done to the images, in sentences; empty if nothing was.
+    white : float
+        The integer that became 255: 255 itself for bytes that use their depth, 4095 for 12 bits,
+        1 for masks of 0 and 1. ``inf`` for floats, whose white is 1.
     """
 
     name: str
@@ -56,8 +63,10 @@ class ImageSource:
     labels: NDArray[np.int64] | None
     label_names: tuple[str, ...] | None
     ids: tuple[str, ...]
+    rows: NDArray[np.int64]
     skipped: tuple[tuple[str, str], ...] = ()
     note: str = ""
+    white: float = depth.OWN
 
 
 def read_images(
@@ -68,6 +77,7 @@ def read_images(
     label_column: str | None = None,
     labels: ArrayLike | None = None,
     channels: int | None = None,
+    white: float | None = None,
     cache: bool | str | Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ImageSource:
@@ -80,20 +90,27 @@ def read_images(
         per class, or with images alone; a folder or file of Parquet in the layout of Hugging
         Face's ``datasets``, or what its ``save_to_disk`` wrote; an ``.npy`` or ``.npz``; the
         name of a set on the Hugging Face hub; an array (M, H, W), (M, H, W, C) or
-        (M, C, H, W) of uint8, or of floats in [0, 1]. In a folder, images in ``unlabeled/`` or
-        beside the folders of classes have no class.
+        (M, C, H, W) of integers from 0, or of floats in [0, 1]. In a folder, images in
+        ``unlabeled/`` or beside the folders of classes have no class; a ``metadata.csv`` with a
+        column ``file_name`` says the classes instead.
     image_size : int or (height, width), optional
         By default the common size of the images, up to 256; else a square of at most 64.
         Other sizes are resized with their aspect kept, and the center cut out.
     split : str
-        The part to read of a source that has several, such as folders ``train/`` and ``test/``.
+        The part to read of a source that has several, such as folders ``train/`` and ``test/``,
+        ``seg_train/`` and ``seg_test/``; or the very name of a folder; ``"."`` for a folder as it
+        is, its folders classes whatever they are called.
     label_column : str, optional
-        The column of a table, or the array of an ``.npz``, that holds the labels. By default
-        ``label``, or the first column of classes.
+        The column of a table, or the array of an ``.npz``, that holds the labels. By default the
+        column ``label``, or else ``labels``, ``class`` or ``target``, or the one of classes.
     labels : array of shape (M,), optional
         Labels instead of those of the source: integers or text; -1, None or blank where unknown.
     channels : {1, 3}, optional
         Grey or RGB. By default grey if all images are.
+    white : float, optional
+        The integer that becomes 255, as in the images that a network was trained on: its
+        :attr:`ImageSource.white`. By default 2^b - 1 with the fewest bits b that hold the largest
+        value of the source. ``inf`` for the largest that bytes and 16 bits can hold.
     cache : bool, str or Path, optional
         Where decoded images are kept for the next time: a folder; by default that of the system's
         caches, such as ``~/.cache/coincide``; False to keep none.
@@ -120,13 +137,21 @@ def read_images(
     size = _check_size(image_size)
     if channels not in (None, 1, 3):
         raise ValueError(parameter_message("channels", _OWNER, "1, 3 or None", channels))
-    found = _find(source, split, label_column)
-    if isinstance(found, Pixels) and found.fits(size, channels):
-        listing, decoded = _list_pixels(found), Decoded(found.images)
+    if white is not None and not white >= 1:
+        raise ValueError(parameter_message("white", _OWNER, "a number of at least 1", white))
+    pixels = read_pixels(source, split, label_column, white)
+    if pixels is None:
+        assert isinstance(source, str | Path)
+        listing = _find(source, split, label_column)
+        wanted = Wanted(size, channels, white)
+        store = _store(listing, (wanted, split), cache)
+        decoded = _decode(listing, store, wanted, progress)
     else:
-        listing = _list_pixels(found) if isinstance(found, Pixels) else found
-        store = _store(listing, (size, channels, split), cache)
-        decoded = _decode(listing, store, size, channels, progress)
+        listing, decoded = _list_pixels(pixels), Decoded(pixels.images)
+        if not pixels.fits(size, channels):
+            wanted = Wanted(size, channels, depth.BYTE)  # their white is found
+            decoded = _decode(listing, ImageStore(), wanted, progress)
+        decoded = replace(decoded, white=pixels.white)
     return _assemble(listing, decoded, labels)
 
 
@@ -141,22 +166,18 @@ def _check_size(image_size: int | tuple[int, int] | None) -> Size | None:
     return height, width
 
 
-def _find(source: str | Path | ArrayLike, split: str, label_column: str | None) -> Listing | Pixels:
-    """Return the pixels of an array source; of any other, what it holds."""
-    pixels = read_pixels(source, split, label_column)
-    if pixels is not None:
-        return pixels
-    assert isinstance(source, str | Path)
+def _find(source: str | Path, split: str, label_column: str | None) -> Listing:
+    """Return what a source that is no array holds."""
     path = Path(source).expanduser()
     if not str(source) or not path.exists():
-        return tables.list_hub(source, split, label_column)
+        return hub.list_hub(source, split, label_column)
     if path.is_file():
         return tables.list_parquet(path, split, label_column)
-    if tables.is_saved(path):
-        return tables.list_saved(path, split, label_column)
+    if hub.is_saved(path):
+        return hub.list_saved(path, split, label_column)
     if tables.parquet_parts(path):
         return tables.list_parquet(path, split, label_column)
-    return folders.list_folder(path, split, label_column) or tables.list_loadable(
+    return folders.list_folder(path, split, label_column) or hub.list_loadable(
         path, split, label_column
     )
 
@@ -172,7 +193,8 @@ def _list_pixels(pixels: Pixels) -> Listing:
             yield [np.ascontiguousarray(row) for row in rows]
 
     ids = [str(row) for row in range(len(images))]
-    return Listing(pixels.name, ids, chunks, pixels.labels, pixels.label_names)
+    names = pixels.label_names
+    return Listing(pixels.name, ids, chunks, pixels.labels, names, note=pixels.note)
 
 
 def _store(listing: Listing, options: object, cache: bool | str | Path | None) -> ImageStore:
@@ -187,22 +209,14 @@ def _store(listing: Listing, options: object, cache: bool | str | Path | None) -
 def _decode(
     listing: Listing,
     store: ImageStore,
-    size: Size | None,
-    channels: int | None,
+    wanted: Wanted,
     progress: Callable[[int, int], None] | None,
 ) -> Decoded:
     """Return the images from the cache, or decode and cache them."""
     decoded = store.load()
     if decoded is not None:
         return decoded
-    decoded = decode_images(
-        listing.chunks,
-        len(listing.ids),
-        store,
-        image_size=size,
-        channels=channels,
-        progress=progress,
-    )
+    decoded = decode_images(listing.chunks, len(listing.ids), store, wanted, progress)
     if len(decoded.images) < 2:
         store.discard()
         raise SourceError(_too_few(listing, decoded))
@@ -220,7 +234,7 @@ def _too_few(listing: Listing, decoded: Decoded) -> str:
 
 def _assemble(listing: Listing, decoded: Decoded, given: ArrayLike | None) -> ImageSource:
     """Return the images that can be read, with their labels, and the others by name."""
-    classes, names = listing.labels, listing.label_names
+    classes, names, told = listing.labels, listing.label_names, listing.label_note
     if given is not None:
         values = np.asarray(given, dtype=None if isinstance(given, np.ndarray) else object)
         if values.shape != (len(listing.ids),):
@@ -229,6 +243,7 @@ def _assemble(listing: Listing, decoded: Decoded, given: ArrayLike | None) -> Im
                 f" Got shape {values.shape} instead."
             )
         classes, names = encode_labels(values, "labels=...")
+        told = ""
     kept = [row for row in range(len(listing.ids)) if row not in decoded.reasons]
     unread = [(_shown(listing, row), reason) for row, reason in decoded.reasons.items()]
     return ImageSource(
@@ -237,8 +252,10 @@ def _assemble(listing: Listing, decoded: Decoded, given: ArrayLike | None) -> Im
         None if classes is None else classes[kept],
         names,
         tuple(listing.ids[row] for row in kept),
+        np.array(kept, np.int64),
         (*listing.skipped, *unread),
-        decoded.note,
+        " ".join(note for note in (listing.note, told, decoded.note) if note),
+        decoded.white,
     )
 
 

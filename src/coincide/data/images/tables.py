@@ -1,44 +1,48 @@
-"""Tables with a column of images: Parquet in the layout of `datasets`, and what that opens."""
+"""Tables with a column of images: Parquet in the layout of `datasets`, and any Arrow table."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from coincide._names import closest
-from coincide.data.errors import SourceError, check_known, first_line, quoted
+from coincide._names import natural_key
+from coincide.data.errors import SourceError, quoted
+from coincide.data.images import metadata
 from coincide.data.images.decoding import CHUNK, Item
-from coincide.data.images.listing import (
-    Listing,
-    canonical_split,
+from coincide.data.images.listing import Listing, find_label_column
+from coincide.data.images.splits import (
     check_only_split,
-    choose_split,
+    choose_part,
+    describe_choice,
+    named_splits,
 )
 from coincide.data.labels import encode_labels
 from coincide.data.tables import described_columns, reading_parquet
-from coincide.data.vectors import BUILT_IN
 
-# What `datasets` calls a set on the hub.
-_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+# Columns of text that say what an image is called, if no two are called the same.
+_ID_NAMES = ("file_name", "filename", "path", "image_path", "id", "image_id")
 
 
 @dataclass(frozen=True)
-class _Table:
-    """A table: its columns, its rows, and a way to go through one column."""
+class ImageTable:
+    """A table: its columns, its rows, and a way to go through a column, or a field of one."""
 
     name: str
     schema: pa.Schema
     rows: int
-    batches: Callable[[str], Iterator[pa.Array]]
+    batches: Callable[[str, str | None], Iterator[pa.Array]]
     folder: Path  # where paths in it begin
     files: tuple[Path, ...] | None
+    note: str = ""
+
+    def values(self, column: str, field: str | None = None) -> list[Any]:
+        """Return a column, or a field of one, as Python's values."""
+        return [value for batch in self.batches(column, field) for value in batch.to_pylist()]
 
 
 # Parquet
@@ -48,26 +52,29 @@ def parquet_parts(folder: Path) -> list[Path]:
     """Return the Parquet files in a folder, or else in the folders in it, by name."""
     for pattern in ("*.parquet", "*/*.parquet"):
         parts = [part.relative_to(folder) for part in folder.glob(pattern) if part.is_file()]
-        shown = sorted(part for part in parts if not str(part).startswith("."))
+        shown = [part for part in parts if part.name[0] != "." and str(part)[0] != "."]
+        shown = [part for part in shown if part.name != metadata.PARQUET]
         if shown:
-            return [folder / part for part in shown if not part.name.startswith(".")]
+            return [folder / part for part in sorted(shown, key=lambda p: natural_key(str(p)))]
     return []
 
 
-def _parts_of_split(folder: Path, parts: list[Path], split: str) -> list[Path]:
-    """Return the parts whose path names the split; a path that names none is of ``train``."""
+def _parts_of_split(folder: Path, split: str) -> tuple[list[Path], str]:
+    """Return the files whose path names the split, and what was chosen.
+
+    A path that names none is of ``train``.
+    """
     splits: dict[str, list[Path]] = {}
-    for part in parts:
-        words = re.split(r"[^a-zA-Z]+", str(part.relative_to(folder).with_suffix("")))
-        named = [name for name in map(canonical_split, words) if name is not None]
+    for part in parquet_parts(folder):
+        named = named_splits(str(part.relative_to(folder).with_suffix("")))
         splits.setdefault(named[-1] if named else "train", []).append(part)
-    chosen: list[Path] = choose_split(folder, splits, split)
-    folders = sorted({part.parent.name for part in chosen})
+    chosen = choose_part(folder, splits, split)
+    folders = sorted({part.parent.name for part in splits[chosen]}, key=natural_key)
     if len(folders) > 1:
         raise SourceError(
             f"{folder} holds several sets, {quoted(folders)}: name the folder of one."
         )
-    return chosen
+    return splits[chosen], describe_choice(chosen, list(splits))
 
 
 def list_parquet(path: Path, split: str, label_column: str | None) -> Listing:
@@ -78,10 +85,10 @@ def list_parquet(path: Path, split: str, label_column: str | None) -> Listing:
     default ``label``, or the first column that `datasets` describes as classes.
     """
     if path.is_dir():
-        parts = _parts_of_split(path, parquet_parts(path), split)
+        parts, note = _parts_of_split(path, split)
     elif path.suffix.lower() == ".parquet":
         check_only_split(path, split)
-        parts = [path]
+        parts, note = [path], ""
     else:
         raise SourceError(
             f"{path} is one file: a source of images is a folder, a .parquet, .npy or .npz file,"
@@ -94,40 +101,79 @@ def list_parquet(path: Path, split: str, label_column: str | None) -> Listing:
                 raise SourceError(f"{part} has other columns than {parts[0].name} beside it.")
             rows, schema = rows + file.metadata.num_rows, file.schema_arrow
 
-    def batches(column: str) -> Iterator[pa.Array]:
+    def batches(column: str, field: str | None) -> Iterator[pa.Array]:
+        wanted = column if field is None else f"{column}.{field}"
         for part in parts:
             with reading_parquet(part), pq.ParquetFile(part) as file:
                 # PyArrow's threads would only wait beside those that decode.
-                for batch in file.iter_batches(CHUNK, columns=[column], use_threads=False):
-                    yield batch.column(0)
+                for batch in file.iter_batches(CHUNK, columns=[wanted], use_threads=False):
+                    values = batch.column(0)
+                    yield values if field is None else values.field(field)
 
     folder = path if path.is_dir() else path.parent
     name = path.resolve().name if path.is_dir() else path.stem
-    return _list_table(_Table(name, schema, rows, batches, folder, tuple(parts)), label_column)
+    table = ImageTable(name, schema, rows, batches, folder, tuple(parts), note)
+    return list_table(table, label_column)
 
 
 # Any table
 
 
-def _list_table(table: _Table, label_column: str | None) -> Listing:
+def list_table(table: ImageTable, label_column: str | None) -> Listing:
+    """List the images of a table, and the labels of one of its columns."""
     kinds = described_columns(table.schema)
     column = _image_column(table, kinds)
-    label = _label_column(table, kinds, label_column)
+    described = [name for name, kind in kinds.items() if kind.get("_type") == "ClassLabel"]
+    others = pa.schema([field for field in table.schema if field.name != column])
+    label = find_label_column(others, label_column, table.name, described)
     labels, label_names = None, None
-    if label is not None:
-        values = [value for batch in table.batches(label) for value in batch.to_pylist()]
-        named = kinds.get(label, {}).get("names")
-        labels, label_names = encode_labels(values, f"column {label!r} of {table.name}", named)
+    if label.name is not None:
+        values = table.values(label.name)
+        named = kinds.get(label.name, {}).get("names")
+        labels, label_names = encode_labels(values, f"column {label.name!r} of {table.name}", named)
 
     def chunks() -> Iterator[list[Item]]:
-        for batch in table.batches(column):
+        for batch in table.batches(column, None):
             yield _items(batch, table.folder)
 
-    ids = [str(row) for row in range(table.rows)]
-    return Listing(table.name, ids, chunks, labels, label_names, table.files)
+    paths = _paths(table, column)
+    files = table.files
+    if files is not None:  # what a row names instead of holding it is part of the source
+        named_files = (table.folder / path for path in paths if path)
+        files += tuple(file for file in named_files if file.is_file())
+    ids = _ids(table, paths)
+    return Listing(
+        table.name,
+        ids,
+        chunks,
+        labels,
+        label_names,
+        files,
+        note=table.note,
+        label_note=label.note,
+    )
 
 
-def _image_column(table: _Table, kinds: dict[str, dict[str, Any]]) -> str:
+def _paths(table: ImageTable, column: str) -> list[str | None]:
+    """Return the paths in the records of images, where they have one."""
+    kind = table.schema.field(column).type
+    if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
+        return []
+    return table.values(column, "path")
+
+
+def _ids(table: ImageTable, paths: list[str | None]) -> list[str]:
+    """Return what the images are called, if each is called differently; else their rows."""
+    text = [f.name for f in table.schema if str(f.type) in ("string", "large_string")]
+    named = [name for wanted in _ID_NAMES for name in text if name.strip().lower() == wanted]
+    stored = (table.values(name) for name in named)
+    for found in (*stored, paths):
+        if len(found) == table.rows and all(found) and len(set(found)) == len(found):
+            return [str(name) for name in found]
+    return [str(row) for row in range(table.rows)]
+
+
+def _image_column(table: ImageTable, kinds: dict[str, dict[str, Any]]) -> str:
     """Return the column described as images, or else the first that holds encoded ones."""
     names: list[str] = table.schema.names
     stored = [name for name in names if _holds_images(table.schema.field(name).type)]
@@ -145,18 +191,6 @@ def _holds_images(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _label_column(table: _Table, kinds: dict[str, dict[str, Any]], asked: str | None) -> str | None:
-    """Return the column asked for, or ``label``, or the first described as classes, if any."""
-    names: list[str] = table.schema.names
-    if asked is not None:
-        check_known([asked], names, table.name, "column")
-        return asked
-    if "label" in names:
-        return "label"
-    classes = (name for name in names if kinds.get(name, {}).get("_type") == "ClassLabel")
-    return next(classes, None)
-
-
 def _items(column: pa.Array, folder: Path) -> list[Item]:
     """Return the encoded images; where a record has no bytes, the file that it names."""
     if not pa.types.is_struct(column.type):
@@ -167,81 +201,3 @@ def _items(column: pa.Array, folder: Path) -> list[Item]:
         encoded, path = held.get("bytes"), held.get("path")
         items.append(folder / path if encoded is None and path else encoded)
     return items
-
-
-# Hugging Face `datasets`
-
-
-def is_saved(folder: Path) -> bool:
-    """Whether ``save_to_disk`` wrote the folder."""
-    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
-
-
-def list_saved(path: Path, split: str, label_column: str | None) -> Listing:
-    """List what ``Dataset.save_to_disk`` wrote."""
-    library = _datasets_library(path)
-    try:
-        found = library.load_from_disk(str(path))
-    except Exception as error:  # the library raises nearly anything of a damaged folder
-        raise SourceError(f"{path} cannot be read by `datasets` ({first_line(error)}).") from error
-    if isinstance(found, library.DatasetDict):
-        found = choose_split(
-            path, {canonical_split(s) or s: part for s, part in found.items()}, split
-        )
-    else:
-        check_only_split(path, split)
-    return _list_dataset(found, path.resolve().name, label_column)
-
-
-def list_loadable(path: Path, split: str, label_column: str | None) -> Listing:
-    """List a folder of a layout that only ``datasets.load_dataset`` knows."""
-    library = _datasets_library(path)
-    try:
-        found = library.load_dataset(str(path.absolute()), split=split)
-    except Exception as error:  # as above
-        raise SourceError(f"{path} holds no images ({first_line(error)}).") from error
-    return _list_dataset(found, path.resolve().name, label_column)
-
-
-def list_hub(source: str | Path, split: str, label_column: str | None) -> Listing:
-    """List a set on the Hugging Face hub, downloading it the first time."""
-    name = str(source)
-    if isinstance(source, Path) or not _HUB_NAME.fullmatch(name):
-        raise SourceError(f"The source {name!r} does not exist.")
-    library = _datasets_library(name)
-    try:
-        found = library.load_dataset(name, split=split)
-    except (FileNotFoundError, ConnectionError) as error:
-        reached = not isinstance(error, ConnectionError)
-        hub = "has no such set" if reached else "cannot be reached"
-        sentence = (
-            f"{name!r} is no file or folder here, and the Hugging Face hub {hub}"
-            f" ({first_line(error)}). {closest(name, BUILT_IN, 'the built-in source ')}"
-        )
-        raise SourceError(sentence.rstrip()) from error
-    except Exception as error:  # an unknown split, several configurations, damaged files
-        raise SourceError(f"The set {name!r} cannot be loaded ({first_line(error)}).") from error
-    return _list_dataset(found, name.rpartition("/")[2], label_column)
-
-
-def _list_dataset(found: Any, name: str, label_column: str | None) -> Listing:
-    """List a set that `datasets` has opened, reading its Arrow columns without decoding them."""
-    plain = found.with_format("arrow")
-
-    def batches(column: str) -> Iterator[pa.Array]:
-        for table in plain.select_columns([column]).iter(CHUNK):
-            yield table[column].combine_chunks()
-
-    files = tuple(Path(part["filename"]) for part in found.cache_files)
-    schema = found.features.arrow_schema
-    table = _Table(name, schema, len(found), batches, Path(), files or None)
-    return _list_table(table, label_column)
-
-
-def _datasets_library(source: object) -> Any:
-    try:
-        return import_module("datasets")
-    except ImportError as error:
-        raise SourceError(
-            f'Reading {str(source)!r} needs the package datasets: pip install "coincide[images]".'
-        ) from error

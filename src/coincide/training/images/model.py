@@ -6,6 +6,7 @@ network of the user's own is code, and code never comes from a file: it must be 
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,6 +42,9 @@ class ImageModel:
     device : torch.device
     half : bool
         Whether its products are in bfloat16, as they were in training.
+    white : float
+        The integer that became 255 in the images it was trained on: what
+        :func:`~coincide.data.images.read_images` takes.
     """
 
     network: nn.Module
@@ -48,6 +52,7 @@ class ImageModel:
     n_clusters: int
     device: torch.device
     half: bool = False
+    white: float = math.inf
 
     def predict_proba(self, images: Array) -> NDArray[np.float32]:
         """Return the probability of each cluster for each image.
@@ -82,6 +87,7 @@ def save_image_model(folder: Path, run: ImageRun) -> None:
         "image_shape": list(run.image_shape),
         "mean": run.mean,
         "std": run.std,
+        "white": None if math.isinf(run.white) else run.white,
         "own_network": own,
         "config": as_json(asdict(run.config)),
     }
@@ -126,6 +132,8 @@ def load_image_model(
         module = Network(
             backbone, head() if head else linear_head(features, config.n_clusters), features
         )
+        told = description.get("white")  # absent in models from before: the full depth
+        white = math.inf if told is None else float(told)
         state = {name.removeprefix("network."): tensor for name, tensor in tensors.items()}
         module.load_state_dict(state)
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
@@ -135,4 +143,4 @@ def load_image_model(
     if config.channels_last:
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     half = config.precision == "bfloat16"
-    return ImageModel(module, shape, config.n_clusters, place, half)
+    return ImageModel(module, shape, config.n_clusters, place, half, white)

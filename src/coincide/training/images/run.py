@@ -53,6 +53,8 @@ class ImageRun:
     image_shape : (C, H, W)
     mean, std : list of C floats
         Of the pixels, which the network normalizes by.
+    white : float
+        Of the source (:class:`~coincide.data.images.ImageSource`).
     clusters : ndarray of shape (M,), int64
     probabilities : ndarray of shape (M, K), float32
     known : ndarray of shape (M,), int64, or None
@@ -73,6 +75,7 @@ class ImageRun:
     image_shape: tuple[int, int, int]
     mean: list[float]
     std: list[float]
+    white: float
     clusters: NDArray[np.int64]
     probabilities: NDArray[np.float32]
     known: NDArray[np.int64] | None
@@ -302,6 +305,7 @@ class ImageTraining:
             image_shape=self.image_shape,
             mean=self.mean,
             std=self.std,
+            white=self.source.white,
             clusters=clusters,
             probabilities=probs,
             known=self.known,

@@ -148,6 +148,7 @@ def _some_rows(source: ImageSource, seed: int) -> ImageSource:
         labels=None,
         label_names=None,
         ids=tuple(source.ids[row] for row in rows),
+        rows=source.rows[rows],
     )
 
 

@@ -1,0 +1,110 @@
+"""Labels in a ``metadata.csv`` beside images, as in the `imagefolder` layout of Hugging Face.
+
+A row names a file by its path from the folder that the table lies in, in a column ``file_name``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
+
+from coincide.data.errors import Array, SourceError, first_line, quoted
+from coincide.data.images.listing import find_label_column
+from coincide.data.labels import encode_labels
+
+PARQUET = "metadata.parquet"
+NAMES = ("metadata.csv", "metadata.jsonl", PARQUET)
+_FILE_NAMES = ("file_name", "filename")  # in any case, with blanks around
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What the tables say of images; ``missing`` are the files that they name in vain.
+
+    ``labels`` are None where no class is known, ``column`` where none is of labels.
+    """
+
+    column: str | None
+    labels: Array | None
+    label_names: tuple[str, ...] | None
+    note: str
+    missing: list[Path]
+
+
+def read_metadata(
+    tables: Sequence[Path], images: Sequence[Path], label_column: str | None
+) -> Metadata:
+    """Return the labels that tables hold for images; where several do, the nearest table's."""
+    told: dict[str, object] = {}
+    notes: list[str] = []
+    listed: set[str] = set()
+    column = None
+    for path in sorted(tables, key=lambda table: len(table.parts)):
+        table = _read(path)
+        file_column = _file_column(table)
+        if file_column is None:
+            notes.append(
+                f"{path.name} was not read: it has no column 'file_name', only"
+                f" {quoted(table.column_names)}."
+            )
+            continue
+        files = [_place(path.parent / str(name or "")) for name in table[file_column].to_pylist()]
+        listed |= set(files)
+        others = pa.schema([field for field in table.schema if field.name != file_column])
+        label = find_label_column(others, label_column, path.name)
+        notes += [label.note] if label.note and label.note not in notes else []
+        if label.name is not None:
+            column = label.name
+            told |= _rows(files, table[label.name].to_pylist(), path)
+    if label_column is not None and column is None:
+        raise SourceError(f"There is no column {label_column!r} beside the images. {notes[0]}")
+    places = [_place(image) for image in images]
+    missing = [Path(file) for file in sorted(listed - set(places)) if not Path(file).exists()]
+    if column is None:
+        return Metadata(None, None, None, " ".join(notes), missing)
+    where = f"column {column!r} of {' and '.join(sorted({path.name for path in tables}))}"
+    codes, names = encode_labels([told.get(place) for place in places], where)
+    unlisted = sum(place not in listed for place in places)
+    if unlisted:
+        notes.append(f"{unlisted} of {len(places)} images are not listed there, and have no class.")
+    return Metadata(column, codes, names, " ".join(notes), missing)
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        if path.name == PARQUET:
+            return pa.parquet.read_table(path, use_threads=False)
+        # One thread each, as in coincide.data.tables.
+        if path.suffix == ".jsonl":
+            return pa.json.read_json(path, pa.json.ReadOptions(use_threads=False))
+        return pa.csv.read_csv(
+            path,
+            pa.csv.ReadOptions(use_threads=False),
+            pa.csv.ParseOptions(newlines_in_values=True),
+        )
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path} cannot be read ({first_line(error)}).") from error
+
+
+def _file_column(table: pa.Table) -> str | None:
+    named = (name for name in table.column_names if name.strip().lower() in _FILE_NAMES)
+    return next(named, None)
+
+
+def _place(file: Path) -> str:
+    return os.path.normpath(file)
+
+
+def _rows(files: list[str], values: list[object], path: Path) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for file, value in zip(files, values, strict=True):
+        if found.setdefault(file, value) != value:
+            raise SourceError(f"{path} lists {Path(file).name!r} twice, of different classes.")
+    return found
