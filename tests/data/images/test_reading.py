@@ -69,7 +69,7 @@ def test_flat_folder_has_no_labels(tmp_path):
     assert found.images.shape == (2, 1, 4, 4)
 
 
-@pytest.mark.parametrize("place", ["unlabeled/x.png", "Unlabelled/x.png", "x.png"])
+@pytest.mark.parametrize("place", ["unlabeled/x.png", "Unlabelled/x.png", "-1/x.png", "x.png"])
 def test_images_without_a_class_are_unknown(tmp_path, place):
     root = tmp_path / "half"
     for name in ("b/1.png", "a/2.png", place):

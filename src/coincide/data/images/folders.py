@@ -20,7 +20,7 @@ from coincide.data.images import decoding, metadata, splits
 from coincide.data.images.decoding import CHUNK, Item
 from coincide.data.images.listing import Listing
 
-_UNLABELED = ("unlabeled", "unlabelled")
+_UNLABELED = ("unlabeled", "unlabelled", str(UNKNOWN))
 # Of layouts that `datasets` reads.
 _DATASETS_SUFFIXES = (".arrow", ".csv", ".json", ".jsonl", ".tar", ".zip")
 _NOT_AN_IMAGE = "not an image"
@@ -31,7 +31,7 @@ def list_folder(root: Path, split: str, label_column: str | None) -> Listing | N
 
     It holds images, or one folder of images per class, at any depth; or parts of that kind, whose
     names have words such as ``train`` and ``test`` in them, of which ``split`` names one. What lies
-    in ``unlabeled/``, or beside the folders of classes, has no class; ``unlabeled/`` beside parts
+    in ``unlabeled/`` or ``-1/``, or beside the folders of classes, has no class; ``unlabeled/`` beside parts
     belongs to ``train``. A ``metadata.csv`` beside the images says their classes instead.
     """
     part = _choose_part(root, split)

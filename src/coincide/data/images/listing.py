@@ -58,8 +58,10 @@ def find_label_column(
         if asked not in names and [n.strip() for n in names].count(asked.strip()) == 1:
             return LabelColumn(next(n for n in names if n.strip() == asked.strip()))
         check_known([asked], names, where, "column")
+        if names.count(asked) > 1:
+            raise SourceError(f"{where} has several columns {asked!r}: rename all but one.")
         return LabelColumn(asked)
-    plain = [name for name in names if not pa.types.is_nested(schema.field(name).type)]
+    plain = [field.name for field in schema if not pa.types.is_nested(field.type)]
     called = [name for name in plain if name.strip().lower() in _LABEL_NAMES]
     first = [name for name in called if name.strip().lower() == _LABEL_NAMES[0]]
     found = first or called or list(described)
