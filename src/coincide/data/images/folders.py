@@ -31,8 +31,8 @@ def list_folder(root: Path, split: str, label_column: str | None) -> Listing | N
 
     It holds images, or one folder of images per class, at any depth; or parts of that kind, whose
     names have words such as ``train`` and ``test`` in them, of which ``split`` names one. What lies
-    in ``unlabeled/`` or ``-1/``, or beside the folders of classes, has no class; ``unlabeled/`` beside parts
-    belongs to ``train``. A ``metadata.csv`` beside the images says their classes instead.
+    in ``unlabeled/`` or ``-1/``, or beside the folders of classes, has no class; ``unlabeled/``
+    beside parts belongs to ``train``. A ``metadata.csv`` beside images says their classes instead.
     """
     part = _choose_part(root, split)
     walk = _Walk(root)
