@@ -368,6 +368,26 @@ def test_other_weights_to_start_from_are_refused(folder, interrupt, capsys):
     assert train("--resume", "--start-from", "renamed") == 0
 
 
+NETWORK = """
+from torch import nn
+def build(n_channels, image_size):
+    return nn.Sequential(nn.Flatten(), nn.Linear(n_channels * image_size ** 2, 9), nn.ACTIVATION())
+"""
+
+
+@pytest.mark.parametrize("place", ["ownnet.py:build", "ownnet:build"])
+def test_other_code_of_a_network_is_refused(folder, interrupt, capsys, monkeypatch, place):
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "ownnet", raising=False)
+    (folder / "ownnet.py").write_text(NETWORK.replace("ACTIVATION", "ReLU"))
+    interrupt(5)
+    assert train("--network", place) == 130
+    (folder / "ownnet.py").write_text(NETWORK.replace("ACTIVATION", "Tanh"))
+    assert "other code of its own network" in complaint(capsys, "--resume", "--network", place)
+    (folder / "ownnet.py").write_text(NETWORK.replace("ACTIVATION", "ReLU"))
+    assert train("--resume", "--network", place) == 0
+
+
 @pytest.mark.parametrize("begun", [False, True], ids=["no folder", "a log without a checkpoint"])
 def test_resume_begins_where_there_is_nothing_to_resume(folder, capsys, begun):
     if begun:

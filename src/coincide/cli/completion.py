@@ -1,7 +1,4 @@
-"""``coincide completion``: a script that completes the command line in a shell, from its parser.
-
-Where it has no word for a place, such as the value of an option, the shell completes files.
-"""
+"""``coincide completion``: a script that completes commands, options and values, else files."""
 
 from __future__ import annotations
 
@@ -19,14 +16,14 @@ _coincide() {
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         case "$word" in %(names)s) command="$word"; break ;; esac
     done
-    local words=""
+    local found=""
     case "$command $previous" in
 %(values)s
     *) case "$command $current" in
 %(flags)s
         esac ;;
     esac
-    COMPREPLY=($(compgen -W "$words" -- "$current"))
+    COMPREPLY=($(compgen -W "$found" -- "$current"))
 }
 complete -o default -F _coincide coincide"""
 
@@ -56,19 +53,19 @@ def completion(arguments: Namespace) -> None:
     if arguments.shell == "fish":
         print("\n".join(_fish(commands)))
         return
-    script, variable = (_BASH, "words") if arguments.shell == "bash" else (_ZSH, "found")
+    script = _BASH if arguments.shell == "bash" else _ZSH
     values, flags = [], []
     for name, actions in commands.items():
         for action in actions:
             listed = " ".join(_choices(action))
             pattern = [f'"{name} {flag}"' for flag in action.option_strings] or [f'"{name} "*']
             if listed:
-                values.append(f'    {"|".join(pattern)}) {variable}="{listed}" ;;')
+                values.append(f'    {"|".join(pattern)}) found="{listed}" ;;')
         known = " ".join(flag for action in actions for flag in action.option_strings)
-        flags.append(f'        "{name} -"*) {variable}="{known}" ;;')
-    flags.append(f'        " "*) {variable}="{" ".join(commands)} --help --version" ;;')
-    names = "|".join(commands)
-    print(script % {"names": names, "values": "\n".join(values), "flags": "\n".join(flags)})
+        flags.append(f'        "{name} -"*) found="{known}" ;;')
+    flags.append(f'        " "*) found="{" ".join(commands)} --help --version" ;;')
+    parts = {"names": "|".join(commands), "values": "\n".join(values), "flags": "\n".join(flags)}
+    print(script % parts)
 
 
 def _commands() -> dict[str, list[argparse.Action]]:
@@ -83,9 +80,8 @@ def _commands() -> dict[str, list[argparse.Action]]:
 
 def _choices(action: argparse.Action) -> list[str]:
     """Return the values of an option, where they are few."""
-    return [
-        str(choice) for choice in (METHODS if action.dest == "method" else action.choices or ())
-    ]
+    known = METHODS if action.dest == "method" else action.choices or ()
+    return [str(choice) for choice in known]
 
 
 def _fish(commands: dict[str, list[argparse.Action]]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import time
@@ -30,6 +31,7 @@ _CONTENTS = {
     "label_names": "other names of the classes",
     "ids": "other names of the images",
     "start_from": "other weights to start from (--start-from)",
+    "code": "other code of its own network or view",
 }
 
 
@@ -49,6 +51,7 @@ def what_is_shared(training: ImageTraining, initial: Mapping[str, Tensor] | None
             "label_names": _digest_names(source.label_names),
             "ids": _digest_names(source.ids),
             "start_from": None if initial is None else checksum(initial).hex(),
+            "code": _digest_code(training.config.network, training.config.view),
             "processes": training.ranks.size,
         },
     }
@@ -73,6 +76,29 @@ def _digest_names(names: tuple[str, ...] | None) -> str | None:
     return hashlib.sha1(json.dumps(names).encode(), usedforsecurity=False).hexdigest()
 
 
+def _digest_code(*places: str) -> list[str]:
+    """Return what stands for the files in which the user's own functions are."""
+    files = [_file_of(place.rpartition(":")[0]) for place in places]
+    return [
+        hashlib.sha1(file.read_bytes(), usedforsecurity=False).hexdigest()
+        for file in files
+        if file is not None and file.is_file()
+    ]
+
+
+def _file_of(source: str) -> Path | None:
+    """Return the file of a module, or None where there is none: the name is of something else."""
+    if source.endswith(".py"):
+        return Path(source)
+    if not all(part.isidentifier() for part in source.split(".")):
+        return None
+    try:
+        found = importlib.util.find_spec(source)
+    except (ModuleNotFoundError, ValueError):  # the training says so
+        return None
+    return None if found is None or found.origin is None else Path(found.origin)
+
+
 def _differences(before: Mapping[str, Any], now: Shared) -> str:
     """Return what an earlier training did otherwise, in words; nothing if all is the same."""
     if not (before.get("training") and before.get("fingerprint")):
@@ -91,13 +117,12 @@ def _differences(before: Mapping[str, Any], now: Shared) -> str:
 
 
 def take_up(folder: Path, training: ImageTraining, shared: Shared) -> bool:
-    """Restore the newest checkpoint in a folder, or say that there is none: whether it was done.
+    """Restore the newest checkpoint in a folder; whether there is one.
 
     A training whose settings or contents are others is refused, with each of them named.
     """
     found = Checkpoints(folder / CHECKPOINTS).latest()
     if found is None:
-        print_notes([f"There is nothing to resume in {folder}: the training begins."])
         return False
     tensors, about = found
     if other := _differences(about.get("settings", {}), shared):
@@ -124,9 +149,7 @@ def is_done(folder: Path, shared: Shared, *, replace: bool) -> bool:
     if found is None:
         return False
     other = _differences(found, shared)
-    if not other:
-        print_notes([f"The training in {folder} is finished, nothing is left to resume."])
-    elif not replace:
+    if other and not replace:
         raise ValueError(
             f"The finished training in {folder} has {other}: give the same options and images,"
             " replace it with --overwrite, or name another folder with --out."

@@ -136,13 +136,17 @@ def _begin(
     """Take a training up, or clear the place for it; whether there is anything to train."""
     if arguments.verbose and training.ranks.index == 0:
         print_settings({"device": str(training.device)} | shared["training"])
-    if arguments.resume:
-        if is_unfinished(folder) or finished_run(folder) is None:
-            if take_up(folder, training, shared):
-                return True
-        elif is_done(folder, shared, replace=arguments.overwrite):
-            return False
-    if training.ranks.index == 0:
+    main = training.ranks.index == 0
+    if arguments.resume and (is_unfinished(folder) or finished_run(folder) is None):
+        if take_up(folder, training, shared):
+            return True
+        if main:
+            print_notes([f"There is nothing to resume in {folder}: the training begins."])
+    elif arguments.resume and is_done(folder, shared, replace=arguments.overwrite):
+        if main:
+            print_notes([f"The training in {folder} is finished, nothing is left to resume."])
+        return False
+    if main:
         remove(of_training(folder))
     return True
 
