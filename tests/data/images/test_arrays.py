@@ -65,6 +65,13 @@ def test_resized_arrays_keep_their_pixels_where_nothing_changes():
     np.testing.assert_array_equal(read_images(GREY, channels=3).images, GREY[:, None].repeat(3, 1))
 
 
+def test_one_picture_is_a_source(tmp_path):
+    picture = np.moveaxis(COLOR[0], 0, -1)
+    np.testing.assert_array_equal(read_images(picture[None]).images, COLOR[:1])
+    save(Image.fromarray(picture), tmp_path / "set" / "a.png")
+    np.testing.assert_array_equal(read_images(tmp_path / "set").images, COLOR[:1])
+
+
 def test_labels_can_be_given():
     found = read_images(GREY, labels=["b", None, "a", "", "b"])
     np.testing.assert_array_equal(found.labels, [1, -1, 0, -1, 1])
@@ -102,7 +109,7 @@ def test_archives(tmp_path, arrays, split, labels):
         (np.where(np.arange(5)[:, None, None] == 3, np.nan, GREY / 255), "Image 3 has nan"),
         (-GREY / 255 - 0.01, "must lie in [0, 1]"),
         (GREY[0], "must have the shape (M, H, W)"),
-        (GREY[:1], "must hold at least 2 images. Got shape (1, 6, 7)"),
+        (GREY[:0], "holds no images: its shape is (0, 6, 7)"),
         (GREY[:, :1], "sides of at least 2. Got (5, 1, 7)"),
         (np.zeros((5, 3, 8, 3), np.uint8), "either axis could be the channels"),
         (np.zeros((5, 2, 8, 8), np.uint8), "with 1 or 3 channels"),
@@ -262,8 +269,10 @@ def test_brighter_pictures_than_a_given_white_are_named(tmp_path):
     assert found.skipped == (("2.png", "it holds 5000, above 4095, which is white"),)
     np.testing.assert_array_equal(found.images[:, 0, 0, 0], [255, 16, 6])
     np.testing.assert_array_equal(found.rows, [0, 1, 3])
-    sentence = "only 1 of 4 in set can be read: 0.png (it holds 4095, above 127, which is white)"
-    assert sentence in refusal(root, white=127)
+    sentence = (
+        "None of 4 images in set can be read: 0.png (it holds 4095, above 63, which is white)"
+    )
+    assert sentence in refusal(root, white=63)
     full = read_images(root, white=np.inf)
     np.testing.assert_array_equal(full.images[:, 0, 0, 0], [16, 1, 19, 0])
 

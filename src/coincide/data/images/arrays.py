@@ -122,8 +122,8 @@ def _with_labels(found: Pixels, labels: Array, path: Path) -> Pixels:
 def _pixels(name: str, array: Array, where: str, white: float | None) -> Pixels:
     """Return an array's images; white is found where it is not given."""
     images = _channels_first(array, where)
-    if len(images) < 2:
-        raise SourceError(f"{where} must hold at least 2 images. Got shape {array.shape} instead.")
+    if len(images) == 0:
+        raise SourceError(f"{where} holds no images: its shape is {array.shape}.")
     kind = images.dtype.kind
     if kind not in "biuf":
         raise SourceError(

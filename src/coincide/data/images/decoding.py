@@ -85,7 +85,7 @@ class _Plan:
 class _Block:
     images: Array
     failed: dict[int, _Failure]
-    top: int  # the largest value of pictures of 8 bits
+    top: int  # the largest value of pictures of 8 bits, up to 2
 
 
 @dataclass
@@ -364,7 +364,7 @@ def _is_grey(image: Image.Image) -> bool:
 
 
 def _pixels(plan: _Plan, item: Item) -> tuple[Array, int]:
-    """Return an image as the plan has it, (C, H, W), and its largest value in 8 bits."""
+    """Return an image as the plan has it, (C, H, W), and its largest value up to 2."""
     height, width = plan.size
     mode = "L" if plan.channels == 1 else "RGB"
     with _open(item) as opened:
@@ -380,14 +380,14 @@ def _pixels(plan: _Plan, item: Item) -> tuple[Array, int]:
         shallow = not deep and opened.mode not in ("1", "F")
         if "exif" in image.info:
             image = ImageOps.exif_transpose(image)
-        image = _flat(image, mode)
-        top = _top(image) if shallow else 0
+        image = whole = _flat(image, mode)
         if shallow and plan.white < depth.BYTE:
-            _check_white(top, plan.white)
+            _check_white(_top(whole), plan.white)
             image = image.point(depth.table(plan.white) * plan.channels)
         if image.size != (width, height):
             image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
         pixels = np.frombuffer(image.tobytes(), np.uint8)
+        top = 0 if not shallow else 2 if pixels.max() > 1 else min(2, _top(whole))
     return pixels.reshape(height, width, plan.channels).transpose(2, 0, 1), top
 
 

@@ -62,7 +62,9 @@ def read_metadata(
         notes += [label.note] if label.note and label.note not in notes else []
         if label.name is not None:
             column = label.name
-            told |= _rows(files, table[label.name].to_pylist(), path)
+            values = table[label.name].to_pylist()
+            encode_labels(values, f"column {column!r} of {path}")  # refused by their rows
+            told |= _rows(files, values, path)
     if label_column is not None and column is None:
         raise SourceError(f"There is no column {label_column!r} beside the images. {notes[0]}")
     places = [_place(image) for image in images]

@@ -124,8 +124,8 @@ def read_images(
     Raises
     ------
     SourceError
-        If there is no such source, it holds no images, fewer than two can be read, or the
-        labels do not fit.
+        If there is no such source, it holds no images, none can be read, or the labels do not
+        fit.
 
     Examples
     --------
@@ -217,19 +217,17 @@ def _decode(
     if decoded is not None:
         return decoded
     decoded = decode_images(listing.chunks, len(listing.ids), store, wanted, progress)
-    if len(decoded.images) < 2:
+    if len(decoded.images) == 0:
         store.discard()
-        raise SourceError(_too_few(listing, decoded))
+        raise SourceError(_none_read(listing, decoded))
     return store.save(decoded)
 
 
-def _too_few(listing: Listing, decoded: Decoded) -> str:
+def _none_read(listing: Listing, decoded: Decoded) -> str:
     bad = [f"{_shown(listing, row)} ({reason})" for row, reason in decoded.reasons.items()]
     more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-    return (
-        f"At least 2 images are needed, but only {len(decoded.images)} of {len(listing.ids)} in"
-        f" {listing.name} can be read{': ' if bad else ''}{', '.join(bad[:3])}{more}."
-    )
+    listed = f": {', '.join(bad[:3])}{more}" if bad else ""
+    return f"None of {len(listing.ids)} images in {listing.name} can be read{listed}."
 
 
 def _assemble(listing: Listing, decoded: Decoded, given: ArrayLike | None) -> ImageSource:
