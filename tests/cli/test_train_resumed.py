@@ -423,6 +423,19 @@ def test_another_finished_training_is_refused_by_part(folder, capsys, options, p
     assert_same_folder(folder / "run", folder / "whole")
 
 
+def test_a_number_of_clusters_is_chosen_once(folder, interrupt, monkeypatch):
+    several = ("-k", "2,4", "--resume")
+    assert train(*several, out="whole") == 0
+    interrupt(5)
+    assert train(*several) == 130
+    monkeypatch.setattr(train_module, "compare_settings", None)
+    for _ in ("taken up", "finished"):
+        assert train(*several) == 0
+    assert_same_folder(folder / "run", folder / "whole")
+    found, expected = (metrics_of(folder / name)["candidates"] for name in ("run", "whole"))
+    assert found == expected
+
+
 def test_a_training_that_replaces_a_finished_one_is_taken_up(folder, interrupt, capsys):
     assert train() == 0
     interrupt(5)

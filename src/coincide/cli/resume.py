@@ -17,7 +17,7 @@ from torch import Tensor
 
 from coincide._files import as_json
 from coincide.cli.console import print_notes
-from coincide.cli.folder import CHECKPOINTS, LOG, finished_run
+from coincide.cli.folder import CHECKPOINTS, LOG, finished_run, is_unfinished
 from coincide.data.errors import Array
 from coincide.training.checkpoint import CheckpointError, Checkpoints, checksum
 from coincide.training.images import ImageTraining
@@ -35,14 +35,20 @@ _CONTENTS = {
 }
 
 
-def what_is_shared(training: ImageTraining, initial: Mapping[str, Tensor] | None) -> Shared:
+def what_is_shared(
+    training: ImageTraining,
+    initial: Mapping[str, Tensor] | None,
+    candidates: list[dict[str, Any]],
+) -> Shared:
     """Return all that the result of a training depends on.
 
     ``"training"`` has the settings, ``"fingerprint"`` what stands for the contents: every byte of
-    the images counts.
+    the images counts. The ``candidates`` for the number of clusters are kept beside them, if any.
     """
     source = training.source
+    chosen = {"candidates": candidates} if candidates else {}
     return {
+        **chosen,
         "training": as_json(asdict(training.config)),
         "fingerprint": {
             "images": digest(source.images),
@@ -114,6 +120,24 @@ def _differences(before: Mapping[str, Any], now: Shared) -> str:
         if found != value:
             told.append(_CONTENTS.get(name, f"{name} = {found!r}, not {value!r}"))
     return "; ".join(told)
+
+
+def chosen_before(
+    folder: Path, numbers: tuple[int, ...]
+) -> tuple[int, list[dict[str, Any]]] | None:
+    """Return what the training in a folder chose of some numbers of clusters, and what it met.
+
+    None where none was begun, or a choice of other numbers: that is refused when it is taken up.
+    """
+    if is_unfinished(folder):
+        found = Checkpoints(folder / CHECKPOINTS).latest()
+        before = {} if found is None else found[1].get("settings", {})
+    else:
+        before = finished_run(folder) or {}
+    candidates = before.get("candidates", [])
+    if [candidate["n_clusters"] for candidate in candidates] != list(numbers):
+        return None
+    return before["training"]["n_clusters"], candidates
 
 
 def take_up(folder: Path, training: ImageTraining, shared: Shared) -> bool:

@@ -45,7 +45,7 @@ from coincide.cli.folder import (
 )
 from coincide.cli.logs import Writer, append_line, check_log, open_log
 from coincide.cli.memory import keep_freed_memory
-from coincide.cli.resume import Saver, is_done, take_up, what_is_shared
+from coincide.cli.resume import Saver, chosen_before, is_done, take_up, what_is_shared
 from coincide.cli.run import (
     Prediction,
     Timings,
@@ -95,16 +95,16 @@ def train(arguments: Namespace) -> dict[str, Any] | None:
     timings: Timings = {}
     with timed(timings, "read"):
         source = _read(arguments, arguments.split)
-    candidates: list[Candidate] = []
+    candidates: list[dict[str, Any]] = []
     if isinstance(arguments.n_clusters, tuple):
         with timed(timings, "choose"):
-            candidates = _choose_clusters(arguments, source)
+            candidates = _choose_clusters(arguments, source, folder)
     config = _config(arguments)
     device = find_device(config.device, "coincide train")
     with join_ranks(device) as ranks, noted() as notes:
         initial = _initial(arguments)
         training = ImageTraining(source, config, initial=initial, ranks=ranks)
-        shared = what_is_shared(training, initial)
+        shared = what_is_shared(training, initial, candidates)
         if not _begin(arguments, folder, training, shared):
             return told_of_run(folder, files_of(folder))
         with timed(timings, "fit"):
@@ -118,8 +118,6 @@ def train(arguments: Namespace) -> dict[str, Any] | None:
         )
     found = as_prediction(run.probabilities, arguments.probabilities)
     metrics = _describe(arguments, source, run, found, notes=notes, timings=timings) | shared
-    if candidates:
-        metrics["candidates"] = [asdict(candidate) for candidate in candidates]
     written = _write(arguments, folder, metrics, found, source=source, run=run)
     if not arguments.quiet:
         print_training(metrics)
@@ -175,14 +173,22 @@ def _config(arguments: Namespace) -> ImageTrainingConfig:
     return ImageTrainingConfig(**{k: v for k, v in given.items() if v is not None})
 
 
-def _choose_clusters(arguments: Namespace, source: ImageSource) -> list[Candidate]:
-    """Compare the numbers of clusters to choose from, and take the best for the training."""
+def _choose_clusters(
+    arguments: Namespace, source: ImageSource, folder: Path
+) -> list[dict[str, Any]]:
+    """Compare the numbers of clusters to choose from, and take the best for the training.
+
+    A training to resume has chosen already.
+    """
     numbers = arguments.n_clusters
-    if arguments.resume or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
             "A number of clusters is chosen before the training, by one process. Give the one that"
-            " was chosen, such as -k 10, to resume or to train with several."
+            " was chosen, such as -k 10, to train with several."
         )
+    if arguments.resume and (before := chosen_before(folder, numbers)):
+        arguments.n_clusters, told = before
+        return told
     config = _config(arguments)
     configs = [dataclasses.replace(config, n_clusters=number) for number in numbers]
     found: list[Candidate] = []
@@ -195,9 +201,10 @@ def _choose_clusters(arguments: Namespace, source: ImageSource) -> list[Candidat
         compare_settings(source, configs, initial=_initial(arguments), on_candidate=on_candidate)
     chosen = choose(found)
     arguments.n_clusters = found[chosen].n_clusters
+    told = [asdict(candidate) for candidate in found]
     if not arguments.quiet:
-        print_candidates([asdict(candidate) for candidate in found], chosen)
-    return found
+        print_candidates(told, chosen)
+    return told
 
 
 def _initial(arguments: Namespace) -> dict[str, Any] | None:

@@ -177,9 +177,7 @@ def test_what_is_no_number_is_refused(folder, capsys, text):
     assert "is no number, no list as 8,10,12 or 5-15" in capsys.readouterr().err
 
 
-def test_the_choice_comes_before_a_training_is_resumed(folder, capsys, monkeypatch):
-    assert main([*COMMAND, "--clusters", "auto", "--resume"]) == 2
-    assert "Give the one that was chosen, such as -k 10" in capsys.readouterr().err
+def test_the_choice_is_that_of_one_process(folder, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main([*COMMAND, "--clusters", "auto"]) == 2
     assert "Give the one that was chosen, such as -k 10" in capsys.readouterr().err
