@@ -1,276 +1,152 @@
-"""Tables with named columns, Parquet and CSV: which columns are features, and their matrix.
+"""Tables with named columns: which are features, their matrix, the labels and ids beside it.
 
-A table is read as a stream of record batches into one matrix that is allocated once. A Parquet
-file takes the memory of its features and of a row group or two; a CSV file is held whole.
+A table is read as a stream of record batches into one matrix that is allocated once. Parquet and
+Feather take the memory of the features and of a batch or two; other files are held whole.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
+import pyarrow.compute as pc
 
-from coincide.data.errors import Array, SourceError, check_known, first_line, quoted
+from coincide.data.columns import ENOUGH_ROWS, Asked, Roles, choose_roles, numbers_rows
+from coincide.data.delimited import DAMAGED
+from coincide.data.errors import Array, SourceError, quoted
+from coincide.data.formats import Table, open_table
 
-SUFFIXES = (".csv", ".tsv", ".parquet")
-LABEL_COLUMN = "label"  # the Hugging Face name: never a feature unless asked for
-
-_DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)  # what PyArrow raises
-_NULLS = ["", "NA", "N/A", "#N/A", "null", "NULL", "None"]  # "nan" stays a number
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table as a stream: its columns, its rows, and the record batches of some columns."""
-
-    path: Path
-    schema: pa.Schema
-    rows: int
-    batches: Callable[[list[str]], Iterator[pa.RecordBatch]]
+_BOXED = 8  # characters of a list that was written as text, at least
 
 
 @dataclass(frozen=True)
 class TableContents:
-    """The features of a table (M, D), the columns they came from, and the labels as stored."""
+    """The features of a table (M, D), the columns they came from, labels and ids as stored."""
 
     features: Array
     columns: tuple[str, ...]
     labels: Array | None
     class_names: tuple[str, ...] | None
+    ids: Array | None
+    roles: Roles
+    said: tuple[str, ...]
 
 
-def read_table(path: Path, columns: list[str] | None, label_column: str | None) -> TableContents:
-    """Read the features of a file or a folder of ``*.parquet`` parts, and the labels beside them.
+def read_table(
+    path: Path, asked: Asked, *, header: bool | None = None, split: str | None = None
+) -> TableContents:
+    """Read the features of a table, and the labels and ids beside them.
 
-    ``columns`` are those of the features, in order; None for all but the labels, whose column is by
-    default ``label``, if there is one and ``columns`` does not name it.
+    ``asked`` are the columns that a user named; :mod:`~coincide.data.columns` finds the others.
     """
-    table = open_table(path)
-    label = _choose_label(table, columns, label_column)
-    chosen = _choose_features(table, columns, label)
-    _check_numeric(table, chosen, label)
-    labels = None if label is None else label_values(table, label)
-    names = described_columns(table.schema).get(label or "", {}).get("names")
-    classes = tuple(map(str, names)) if isinstance(names, list) else None
-    return TableContents(_stack(table, chosen), tuple(chosen), labels, classes)
+    return read_opened(open_table(path, header=header, split=split), asked)
 
 
-def parquet_parts(folder: Path) -> list[Path]:
-    """Return the Parquet files in a folder, by name."""
-    return sorted(part for part in folder.glob("*.parquet") if not part.name.startswith("."))
-
-
-# Opening
-
-
-def open_table(path: Path) -> Table:
-    """Open a table of at least one row."""
-    parquet = path.is_dir() or path.suffix.lower() == ".parquet"
-    table = _open_parquet(path) if parquet else _open_csv(path)
-    if table.rows == 0:
-        raise SourceError(f"{path} has no rows.")
-    return table
-
-
-def _open_parquet(path: Path) -> Table:
-    rows, schema = 0, None
-    parts = parquet_parts(path) if path.is_dir() else [path]
-    for part in parts:
-        with reading_parquet(part), pa.parquet.ParquetFile(part) as file:
-            rows, here = rows + file.metadata.num_rows, file.schema_arrow
-        if schema is not None and not here.equals(schema):
-            raise SourceError(f"{part} has other columns or types than {parts[0].name} beside it.")
-        schema = here
-
-    def batches(names: list[str]) -> Iterator[pa.RecordBatch]:
-        for part in parts:
-            with reading_parquet(part), pa.parquet.ParquetFile(part) as file:
-                yield from _counted(file.iter_batches(columns=names), file.metadata.num_rows)
-
-    return Table(path, schema, rows, batches)
-
-
-@contextmanager
-def reading_parquet(part: Path) -> Iterator[None]:
-    """Turn what PyArrow raises into a sentence about the file."""
-    try:
-        yield
-    except _DAMAGED as error:
-        raise SourceError(f"{part} cannot be read as Parquet ({first_line(error)}).") from error
-
-
-def _counted(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
-    """Yield the batches, which must hold as many rows as the file says it has."""
-    left = rows
-    for batch in batches:
-        left -= len(batch)
-        if left < 0:
-            break
-        yield batch
-    if left != 0:
-        raise pa.ArrowInvalid(f"it holds other than the {rows} rows it says")
-
-
-def _open_csv(path: Path) -> Table:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else _comma_or_semicolon(path)
-    header = _has_header(path, delimiter)
-    table = _parse_csv(path, delimiter, header)
-
-    def batches(names: list[str]) -> Iterator[pa.RecordBatch]:
-        return iter(table.select(names).to_batches())
-
-    return Table(path, table.schema, table.num_rows, batches)
-
-
-def _comma_or_semicolon(path: Path) -> str:
-    """Return the delimiter of a CSV: a semicolon where the first line holds no comma."""
-    with path.open("rb") as file:
-        line = file.readline(1 << 20)
-    return ";" if b";" in line and b"," not in line else ","
-
-
-def _parse_csv(path: Path, delimiter: str, header: bool) -> pa.Table:
-    ragged: list[Any] = []
-
-    def refuse(row: Any) -> str:
-        ragged.append(row)
-        return "error"
-
-    try:
-        return pa.csv.read_csv(
-            path,
-            # One thread: it alone knows the number of a ragged row, and pyarrow's others can
-            # abort a process that ends soon after ("terminate called without an exception").
-            pa.csv.ReadOptions(use_threads=False, autogenerate_column_names=not header),
-            pa.csv.ParseOptions(
-                delimiter=delimiter, newlines_in_values=True, invalid_row_handler=refuse
-            ),
-            # An empty or NA cell is missing, in a column of text as in one of numbers.
-            pa.csv.ConvertOptions(
-                null_values=_NULLS, strings_can_be_null=True, quoted_strings_can_be_null=False
-            ),
-        )
-    except _DAMAGED as error:
-        if not ragged:
-            raise SourceError(_damaged_csv(path, error)) from error
-        row = ragged[0]
-        raise SourceError(
-            f"Row {row.number} of {path} has {row.actual_columns} cells where"
-            f" {row.expected_columns} are expected (rows count from 1, a header included)."
-        ) from error
-
-
-def _has_header(path: Path, delimiter: str) -> bool:
-    """Whether the first row names the columns, judged by it and the row below.
-
-    It does if no cell of it is a number, if text stands above a number, or if its numbers count
-    0, 1, 2, … (the names that pandas gives to unnamed columns).
-    """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            filled = (row for row in csv.reader(file, delimiter=delimiter) if row)
-            first, second = [*islice(filled, 2), [], []][:2]
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path} is not UTF-8 text: save it in that encoding.") from error
-    except csv.Error as error:
-        raise SourceError(_damaged_csv(path, error)) from error
-    numbers = [cell for cell in first if _is_number(cell)]
-    counting = len(numbers) >= 3 and numbers == [str(i) for i in range(len(numbers))]
-    above = any(
-        not _is_number(cell) and _is_number(below)
-        for cell, below in zip(first, second, strict=False)
+def read_opened(table: Table, asked: Asked) -> TableContents:
+    """Read the features of an open table, and the labels and ids beside them."""
+    _check_names(table, asked)
+    roles = choose_roles(
+        table.schema.names, asked, str(table.path), lambda name: _looks_like_id(table, name)
     )
-    return not numbers or counting or above
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _damaged_csv(path: Path, error: Exception) -> str:
-    return f"{path} cannot be read as CSV ({first_line(error)})."
+    _check_features(table, roles)
+    kept = {"label": roles.label, "id": roles.id}
+    beside = {what: None if name is None else values(table, name) for what, name in kept.items()}
+    names = described_columns(table.schema).get(roles.label or "", {}).get("names")
+    said = [*table.said, *roles.said(str(table.path)), *_clothes(table, roles.features)]
+    return TableContents(
+        _stack(table, roles.features),
+        tuple(roles.features),
+        beside["label"],
+        tuple(map(str, names)) if isinstance(names, list) else None,
+        beside["id"],
+        roles,
+        tuple(said),
+    )
 
 
 # Choosing columns
 
 
-def _choose_label(table: Table, columns: list[str] | None, asked: str | None) -> str | None:
+def _check_names(table: Table, asked: Asked) -> None:
     names = table.schema.names
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise SourceError(f"{table.path} has several columns named {quoted(twice)}.")
-    if asked is None:
-        found = LABEL_COLUMN in names and LABEL_COLUMN not in (columns or ())
-        return LABEL_COLUMN if found else None
-    check_known([asked], names, str(table.path), "column")
-    if asked in (columns or ()):
-        raise SourceError(f"The column {asked!r} cannot be both a feature and the labels.")
-    return asked
+    if asked.features is None:
+        return
+    if not asked.features:
+        raise SourceError(f"--columns names no columns of {table.path}.")
+    twice = sorted({name for name in asked.features if asked.features.count(name) > 1})
+    if twice:
+        raise SourceError(f"--columns names {quoted(twice)} more than once.")
+    for what, name in (("the labels", asked.label), ("the ids", asked.id)):
+        if name in asked.features:
+            raise SourceError(f"The column {name!r} cannot be both a feature and {what}.")
 
 
-def _choose_features(table: Table, columns: list[str] | None, label: str | None) -> list[str]:
-    if columns is not None:
-        if not columns:
-            raise SourceError(f"--columns names no columns of {table.path}.")
-        check_known(columns, table.schema.names, str(table.path), "column")
-        twice = sorted({name for name in columns if columns.count(name) > 1})
-        if twice:
-            raise SourceError(f"--columns names {quoted(twice)} more than once.")
-        return columns
-    chosen = [name for name in table.schema.names if name != label]
+def _looks_like_id(table: Table, name: str) -> str | None:
+    """Return why the values of a column look like ids, or None."""
+    kind = table.schema.field(name).type
+    number, text = pa.types.is_integer(kind) or pa.types.is_floating(kind), _is_text(kind)
+    if table.rows < ENOUGH_ROWS or not (number or text):
+        return None
+    first = _head(table, name)
+    if len(pc.unique(first)) < len(first) or (text and _is_boxed(first)):
+        return None
+    if number and not bool(np.all(np.mod(_numbers(first.drop_null()), 1) == 0)):
+        return None
+    held = values(table, name)
+    if number:
+        return "numbers the rows" if numbers_rows(held) else None
+    return "is text, another in every row" if len(set(held.tolist())) == len(held) else None
+
+
+def _check_features(table: Table, roles: Roles) -> None:
+    """Refuse columns that hold neither numbers nor lists of numbers."""
+    chosen = roles.features
     if not chosen:
         raise SourceError(f"{table.path} has no columns of features.")
-    if "" in chosen:
-        raise SourceError(
-            f"Column {table.schema.names.index('')} of {table.path} has no name (pandas writes its"
-            " index so): leave it out by naming the others with --columns."
-        )
-    lists = [name for name in chosen if _is_list(table.schema.field(name).type)]
-    if lists and len(lists) < len(chosen):
+    kinds = {name: table.schema.field(name).type for name in chosen}
+    fit, unfit = [], {}
+    for name, kind in kinds.items():
+        if pa.types.is_null(kind):
+            raise SourceError(f"Column {name!r} of {table.path} is empty.")
+        if _is_numeric(kind) or (_is_text(kind) and _is_boxed(_head(table, name))):
+            fit.append(name)
+        else:
+            unfit[name] = _described(table, name)
+    if unfit:
+        _refuse_unfit(table, roles, fit, unfit)
+    lists = [name for name in chosen if not _is_single(kinds[name])]
+    if lists and len(lists) < len(chosen) and not roles.asked:
         others = [name for name in chosen if name not in lists]
         raise SourceError(
             f"{table.path} holds lists ({quoted(lists)}) beside single values ({quoted(others)}):"
-            " name the features with --columns."
+            f" name the features, as in --columns {lists[0]}."
         )
-    return chosen
 
 
-def _check_numeric(table: Table, chosen: list[str], label: str | None) -> None:
-    """Refuse columns that hold neither numbers nor lists of numbers."""
-    unfit: dict[str, str] = {}
-    for name in chosen:
-        kind = table.schema.field(name).type
-        if pa.types.is_null(kind):
-            raise SourceError(f"Column {name!r} of {table.path} is empty.")
-        inner = kind.value_type if _is_list(kind) else kind
-        if not (pa.types.is_integer(inner) or pa.types.is_floating(inner)):
-            unfit[name] = _described(kind)
-    if not unfit:
-        return
-    way_out = "name the numeric ones with --columns"
-    if len(unfit) == len(chosen):
-        way_out = "compute feature vectors first"
-    elif label is None:
-        way_out += ", or mark the labels with --label-column"
+def _refuse_unfit(table: Table, roles: Roles, fit: list[str], unfit: dict[str, str]) -> None:
+    way_out = "compute feature vectors first"
+    if fit:
+        listed = ",".join(fit) if len(fit) <= 8 else "..."
+        way_out = f"name the numeric ones, as in --columns {listed}"
+        if roles.label is None:
+            way_out += ", or mark the labels with --label-column"
     subject, verb = ("Column", "holds") if len(unfit) == 1 else ("Columns", "hold")
     raise SourceError(
         f"{subject} {quoted(list(unfit))} of {table.path} {verb}"
         f" {', '.join(sorted(set(unfit.values())))}, not numbers: {way_out}."
     )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -279,13 +155,58 @@ def _is_list(kind: pa.DataType) -> bool:
     )
 
 
-def _described(kind: pa.DataType) -> str:
+def _is_single(kind: pa.DataType) -> bool:
+    """Whether a column holds a number a row."""
+    return bool(
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_decimal(kind)
+    )
+
+
+def _is_numeric(kind: pa.DataType) -> bool:
+    return _is_single(kind.value_type if _is_list(kind) else kind)
+
+
+def _is_boxed(head: pa.Array) -> bool:
+    """Whether text is lists that were written as such, ``[0.1, 0.2]``."""
+    told = head.drop_null()
+    return len(told) > 0 and all(
+        text.startswith(("[", "(")) and text.endswith(("]", ")"))
+        for text in (value.strip() for value in told[:_BOXED].to_pylist())
+    )
+
+
+def _head(table: Table, name: str) -> pa.Array:
+    return next(batch.column(0) for batch in table.batches([name]) if len(batch))
+
+
+def _described(table: Table, name: str) -> str:
     """Return what a column holds, in a word or two."""
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return "text"
+    kind = table.schema.field(name).type
+    if _is_text(kind):
+        told = _head(table, name).drop_null()
+        return f"text ({told[0].as_py()[:40]!r})" if len(told) else "text"
     if pa.types.is_struct(kind):  # an image or a record; its fields would fill the screen
         return "records"
     return f"{kind} values"
+
+
+def _clothes(table: Table, chosen: list[str]) -> Iterator[str]:
+    """Say which columns were no plain numbers."""
+    told: dict[str, list[str]] = {}
+    for name in chosen:
+        kind = table.schema.field(name).type
+        inner = kind.value_type if _is_list(kind) else kind
+        if pa.types.is_boolean(inner):
+            told.setdefault("truth values were taken as 0 and 1", []).append(name)
+        elif pa.types.is_decimal(inner):
+            told.setdefault("decimals were taken as float64", []).append(name)
+        elif _is_text(kind):
+            told.setdefault("lists written as text were read as numbers", []).append(name)
+    for what, names in told.items():
+        yield f"{table.path}: {what} ({quoted(names)})."
 
 
 # Values
@@ -312,21 +233,48 @@ def _stack(table: Table, chosen: list[str]) -> Array:
     return features
 
 
-def _block(values: pa.Array, name: str, start: int, path: Path) -> Array:
+def _block(column: pa.Array, name: str, start: int, path: Path) -> Array:
     """Return one column of a batch as (rows, width); ``start`` is the number of its first row."""
-    rows, width = len(values), 1
-    _check_no_nulls(values, f"Column {name!r} of {path}", start)
-    if _is_list(values.type):
-        lengths = np.asarray(values.value_lengths())
+    rows, width = len(column), 1
+    if column.null_count:
+        row = start + column.is_null().index(True).as_py()
+        raise SourceError(
+            f"Column {name!r} of {path} has no value in row {row} (rows of data count from 0)."
+        )
+    if _is_text(column.type):
+        column = _unboxed(column, name, start, path)
+    if _is_list(column.type):
+        lengths = np.asarray(column.value_lengths())
         width = int(lengths[0])
         odd = np.flatnonzero(lengths != width)
         if len(odd):
             raise SourceError(_uneven(name, path, start + int(odd[0]), lengths[odd[0]], width))
-        values = values.flatten()
-        if values.null_count:
-            row = start + values.is_null().index(True).as_py() // width
+        column = column.flatten()
+        if column.null_count:
+            row = start + column.is_null().index(True).as_py() // width
             raise SourceError(f"The list of row {row} in column {name!r} of {path} has a gap.")
-    return np.asarray(values.to_numpy(zero_copy_only=False)).reshape(rows, width)
+    return _numbers(column).reshape(rows, width)
+
+
+def _numbers(column: pa.Array) -> Array:
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.float64())
+    found = np.asarray(column.to_numpy(zero_copy_only=False))
+    return found.view(np.uint8) if found.dtype == bool else found
+
+
+def _unboxed(column: pa.Array, name: str, start: int, path: Path) -> pa.Array:
+    """Return lists of what was written as text: ``[0.1, 0.2]``, or ``[0.1 0.2]`` as NumPy does."""
+    found = []
+    for row, text in enumerate(column.to_pylist()):
+        try:
+            found.append([float(part) for part in text.strip()[1:-1].replace(",", " ").split()])
+        except ValueError as error:
+            raise SourceError(
+                f"The list of row {start + row} in column {name!r} of {path} is text that does not"
+                f" read as numbers ({text[:40]!r})."
+            ) from error
+    return pa.array(found, pa.list_(pa.float64()))
 
 
 def _uneven(name: str, path: Path, row: int, found: int, width: int) -> str:
@@ -336,24 +284,14 @@ def _uneven(name: str, path: Path, row: int, found: int, width: int) -> str:
     )
 
 
-def _check_no_nulls(values: pa.Array, where: str, start: int) -> None:
-    if values.null_count:
-        row = start + values.is_null().index(True).as_py()
-        raise SourceError(f"{where} has no value in row {row} (rows of data count from 0).")
-
-
-def label_values(table: Table, name: str) -> Array:
-    """Return a column of labels as it is stored, text as objects."""
+def values(table: Table, name: str) -> Array:
+    """Return a column of labels or ids as it is stored: text as objects, gaps as NaN or None."""
     parts: list[Array] = []
-    row = 0
     for batch in table.batches([name]):
-        values = batch.column(name)
-        _check_no_nulls(values, f"The column of labels {name!r} in {table.path}", row)
         try:
-            parts.append(np.asarray(values.to_numpy(zero_copy_only=False)))
-        except _DAMAGED as error:
-            raise SourceError(f"The labels {name!r} of {table.path} are not UTF-8 text.") from error
-        row += len(values)
+            parts.append(np.asarray(batch.column(0).to_numpy(zero_copy_only=False)))
+        except DAMAGED as error:
+            raise SourceError(f"Column {name!r} of {table.path} is not UTF-8 text.") from error
     return np.concatenate(parts)
 
 

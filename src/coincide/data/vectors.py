@@ -1,15 +1,13 @@
-"""Feature vectors from files: arrays (.npy, .npz), tables (Parquet, CSV) and ``digits``.
+"""Feature vectors from files: arrays (.npy, .npz), tables (Parquet, CSV, …) and ``digits``.
 
 Everything ends in one :class:`Source`: a matrix of one row per point, in the dtype in which it
-was stored, and class codes where labels lie beside it. Nothing is cast, filled in or dropped;
-what cannot be clustered as it stands is refused in one sentence that says where it is.
+was stored, class codes where labels lie beside it, and an id of every row where it has one. Nothing
+is filled in or dropped; what was taken for what is said, and what cannot be clustered as it stands
+is refused in one sentence that says where it is.
 """
 
 from __future__ import annotations
 
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,21 +16,19 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from coincide._names import closest
-from coincide.data import tables
-from coincide.data.errors import Array, SourceError, check_known, first_line, quoted
+from coincide.data import formats, tables
+from coincide.data.arrays import ArrayContents, open_npy, read_h5ad, read_npy, read_npz
+from coincide.data.columns import Asked, named_as_label
+from coincide.data.errors import Array, SourceError, quoted
 from coincide.data.labels import encode_labels
 
 __all__ = ["BUILT_IN", "SUFFIXES", "Source", "SourceError", "is_table", "load_source"]
 
 BUILT_IN = ("digits",)
-SUFFIXES = (".npy", ".npz", *tables.SUFFIXES)
+_ARRAYS = (".npy", ".npz", ".h5ad")
+SUFFIXES = (*_ARRAYS, *formats.SUFFIXES)
 
-_FEATURE_ARRAYS = ("features", "X", "x")  # their names in an .npz
-_LABEL_ARRAYS = ("labels", "label", "y")
 _BLOCK_BYTES = 16 << 20  # of a memory-mapped file looked at together
-# What NumPy raises, by fuzzing, when the header of an array is damaged.
-_DAMAGED_ARRAY = (ValueError, SyntaxError, OverflowError, EOFError, tokenize.TokenError)
-_DAMAGED_ARCHIVE = (*_DAMAGED_ARRAY, OSError, KeyError, NotImplementedError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -46,9 +42,14 @@ class Source:
     features : ndarray of shape (M, D)
         Finite numbers in the dtype they were stored in; memory-mapped from an ``.npy``.
     labels, label_names : ndarray of shape (M,) and tuple of C str, or None
-        Class codes 0 … C-1, for evaluation only, and what they stand for.
+        Class codes 0 … C-1, -1 where unknown, for evaluation only, and what they stand for.
     columns : tuple of str, or None
-        The columns of a table that the features came from, in order.
+        The columns that the features came from, in order: their names in a table; their numbers
+        in an array of which not all are features.
+    ids, id_name : ndarray of shape (M,) and str, or None
+        What the source calls each row, and what it calls that.
+    said : tuple of str
+        What was taken for what, in sentences, where that is not plain.
     """
 
     name: str
@@ -56,6 +57,9 @@ class Source:
     labels: Array | None = None
     label_names: tuple[str, ...] | None = None
     columns: tuple[str, ...] | None = None
+    ids: Array | None = None
+    id_name: str | None = None
+    said: tuple[str, ...] = ()
 
 
 def load_source(
@@ -63,119 +67,148 @@ def load_source(
     *,
     columns: Sequence[str] | None = None,
     label_column: str | None = None,
+    id_column: str | None = None,
     labels: str | Path | None = None,
+    header: bool | None = None,
+    split: str | None = None,
 ) -> Source:
-    """Read feature vectors, and labels where there are some.
+    """Read feature vectors, and labels and ids where there are some.
 
     What cannot be clustered as it stands is refused in one sentence, with the first bad row (rows
-    of data and columns of arrays count from 0).
+    of data and columns of arrays count from 0). How columns are told apart is in
+    :mod:`coincide.data.columns`.
 
     Parameters
     ----------
     source : str or Path
         ``"digits"`` (scikit-learn's handwritten digits; a file of that name is ``./digits``);
         an ``.npy`` with one 2-D array; an ``.npz`` with one 2-D array, or one named
-        ``features``, ``X`` or ``x``; a ``.csv``, ``.tsv`` or ``.parquet`` table; a folder that
-        holds ``features.npy`` (and ``labels.npy``), or parts ``*.parquet``, read in the order
-        of their names. A text file without a header row gets the names ``f0``, ``f1``, …
+        ``features``, ``X`` or ``x``, or a sparse matrix of SciPy's; an ``.h5ad``; a table as
+        text, Parquet, Feather or lines of JSON; a folder that holds ``features.npy`` (and
+        ``labels.npy``), parts of Parquet, or what ``Dataset.save_to_disk`` wrote.
     columns : sequence of str, optional
-        The columns of a table to use, in this order. By default all but the labels. A column
-        of equally long lists, such as ``embedding``, gives as many features.
-    label_column : str, optional
-        The column of a table, or the array of an ``.npz``, that holds the labels. By default
-        the column ``label``, or the array ``labels``, ``label`` or ``y``, if there is one.
+        The columns of the features, in this order; those of an array by their numbers. By default
+        all but labels and ids. A column of equally long lists, such as ``embedding``, gives as
+        many features. In an archive, the name of the array.
+    label_column, id_column : str, optional
+        The column of a table, or the array of an ``.npz``, that holds the labels, or the ids.
     labels : str or Path, optional
-        A file of labels, one per row: a 1-D ``.npy``, or a table with one column or a column
-        ``label``.
+        A file of labels, one per row: a 1-D ``.npy``, or a table with one column, or one that is
+        called like labels.
+    header : bool, optional
+        Whether the first row of a text file names the columns; found out by default. A file
+        without names has columns ``f0``, ``f1``, …
+    split : str, optional
+        The part to read of a folder that has several, by default ``train``.
     """
     if labels is not None and label_column is not None:
         raise SourceError("Give the labels either as a column or as a file of labels, not both.")
-    found, stored_labels, class_names = _read(
-        source, None if columns is None else list(columns), label_column
-    )
+    asked = Asked(None if columns is None else list(columns), label_column, id_column)
+    found, stored, class_names = _read(source, asked, header, split)
+    found = _as_numbers(found, str(source))
     _check_features(found, str(source))
     where = str(source)
     if labels is not None:
-        where, stored_labels, class_names = str(labels), _read_label_file(Path(labels)), None
-    if not found.features.dtype.isnative:  # the same values in the order that PyTorch can read
-        native = found.features.dtype.newbyteorder("=")
-        found = replace(found, features=found.features.astype(native))
-    if stored_labels is None:
+        where, class_names = str(labels), None
+        stored, said = _read_label_file(Path(labels), len(found.features))
+        found = replace(found, said=(*found.said, *said))
+    if stored is None:
         return found
-    codes, names = _encode_labels(stored_labels, len(found.features), where, class_names)
+    codes, names = _encode_labels(stored, len(found.features), where, class_names)
+    unknown = len(found.features) if codes is None else int((codes < 0).sum())
+    if unknown:
+        sentence = f"{where}: {unknown} of {len(stored)} rows have no label."
+        found = replace(found, said=(*found.said, sentence))
     return replace(found, labels=codes, label_names=names)
 
 
 def is_table(source: str | Path) -> bool:
-    """Whether ``source`` has named columns: a table, or a folder of ``*.parquet`` parts."""
+    """Whether ``source`` has named columns: a table, or a folder of Parquet parts."""
     path = Path(source)
     if source in BUILT_IN:
         return False
     if path.is_dir():
-        return not (path / "features.npy").is_file() and bool(tables.parquet_parts(path))
-    return path.suffix.lower() in tables.SUFFIXES
+        return not (path / "features.npy").is_file()
+    return formats.kind_of(path) in formats.SUFFIXES
 
 
 _Read = tuple[Source, Array | None, tuple[str, ...] | None]
 
 
-def _read(source: str | Path, columns: list[str] | None, label_column: str | None) -> _Read:
+def _read(source: str | Path, asked: Asked, header: bool | None, split: str | None) -> _Read:
     """Return the features unchecked, the labels as stored, and the names of their classes."""
     path = Path(source)
-    if not is_table(source):
-        features, labels = _read_arrays(source, label_column)
-        by_name = path.suffix.lower() == ".npz"
-        _refuse_columns(str(source), columns, None if by_name else label_column)
-        return Source(_name(path), features), labels, None
-    _checked_suffix(path)
-    table = tables.read_table(path, columns, label_column)
-    found = Source(_name(path), table.features, columns=table.columns)
-    return found, table.labels, table.class_names
+    if is_table(source):
+        _checked_kind(path)
+        table = tables.read_table(path, asked, header=header, split=split)
+        found = Source(
+            _name(path),
+            table.features,
+            columns=table.columns,
+            ids=table.ids,
+            id_name=table.roles.id,
+            said=table.said,
+        )
+        return found, table.labels, table.class_names
+    for what, given in (("--header", header), ("--split", split)):
+        if given is not None:
+            raise SourceError(f"{source} is no table as text or of parts, which {what} is for.")
+    array = _read_array(source, asked)
+    found = Source(
+        _name(path),
+        array.features,
+        columns=array.columns,
+        ids=array.ids,
+        id_name=array.id_name,
+        said=array.said,
+    )
+    return found, array.labels, None
 
 
-def _read_arrays(source: str | Path, label_column: str | None) -> tuple[Array, Array | None]:
+def _read_array(source: str | Path, asked: Asked) -> ArrayContents:
     """Return the features, and the labels if they lie beside them."""
     if source in BUILT_IN:
+        if asked != Asked():
+            raise SourceError(f"{source} is built in: it has no columns to choose from.")
         digits = load_digits()
-        return digits.data, digits.target
+        return ArrayContents(digits.data, digits.target)
     path = Path(source)
-    if path.is_dir() and (path / "features.npy").is_file():
-        labels = path / "labels.npy"
-        return open_npy(path / "features.npy"), open_npy(labels) if labels.is_file() else None
-    if _checked_suffix(path) == ".npz":
-        return _read_npz(path, label_column)
-    return open_npy(path), None
+    if path.is_dir():
+        return read_npy(path / "features.npy", asked, path / "labels.npy")
+    readers = {".npy": read_npy, ".npz": read_npz, ".h5ad": read_h5ad}
+    return readers[_checked_kind(path)](path, asked)
 
 
-def _checked_suffix(path: Path) -> str:
+def _checked_kind(path: Path) -> str:
     """Return the suffix that says how to read ``path`` (a folder of parts is Parquet)."""
     if not path.exists():
-        hint = closest(str(path), BUILT_IN, "the built-in source ")
+        hint = closest(str(path), BUILT_IN, "the built-in source ") or _neighbor(path)
         raise SourceError(f"The source {str(path)!r} does not exist. {hint}".rstrip())
     if path.is_dir():
-        if tables.parquet_parts(path):
+        if formats.is_saved(path) or formats.parquet_parts(path):
             return ".parquet"
-        raise SourceError(f"The folder {path} holds neither features.npy nor *.parquet files.")
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
+        raise SourceError(
+            f"The folder {path} holds neither features.npy nor *.parquet files. A folder of images"
+            " is for coincide train."
+        )
+    kind = formats.kind_of(path)
+    if kind not in SUFFIXES or (kind in _ARRAYS and path.suffix.lower() != kind):
         got = f"the suffix {path.suffix!r}" if path.suffix else "no suffix"
         raise SourceError(
             f"{path} has {got}: a source must be {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]},"
-            " or a folder."
+            " or a folder. Save other tables as CSV or Parquet, other arrays as .npy."
         )
     if path.stat().st_size == 0:
         raise SourceError(f"{path} is empty.")
-    return suffix
+    return kind
 
 
-def _refuse_columns(where: str, columns: list[str] | None, label_column: str | None) -> None:
-    if columns is not None:
-        raise SourceError(f"{where} has no named columns to choose from with --columns.")
-    if label_column is not None:
-        raise SourceError(
-            f"{where} has no named columns: give a file of labels with --labels instead of"
-            " --label-column."
-        )
+def _neighbor(path: Path) -> str:
+    """Return a hint on the file beside a missing one that is called most like it."""
+    try:
+        return closest(path.name, [each.name for each in path.parent.iterdir()])
+    except OSError:
+        return ""
 
 
 def _name(path: Path) -> str:
@@ -184,77 +217,30 @@ def _name(path: Path) -> str:
     return resolved.name if resolved.is_dir() else resolved.stem
 
 
-# Arrays
-
-
-def open_npy(path: Path) -> Array:
-    """Memory-map the array in ``path``; pickles are never opened."""
-    if path.stat().st_size == 0:
-        raise SourceError(f"{path} is empty.")
-    try:
-        return np.lib.format.open_memmap(path, mode="r")
-    except _DAMAGED_ARRAY as error:
-        if "Python objects" in str(error):
-            raise SourceError(_pickled(path)) from error
-        raise SourceError(_damaged(path, error)) from error
-
-
-def _read_npz(path: Path, label_column: str | None) -> tuple[Array, Array | None]:
-    """Return the features of an archive, and the labels if there are some."""
-    arrays = open_npz(path)
-    matrices = [name for name, array in arrays.items() if array.ndim == 2]
-    named = [name for name in _FEATURE_ARRAYS if name in arrays]
-    if not named and len(matrices) != 1:
-        held = ", ".join(f"{name!r} {array.shape}" for name, array in arrays.items()) or "nothing"
-        raise SourceError(
-            f"{path} must hold one 2-D array, or one named 'features', 'X' or 'x'. It holds {held}."
-        )
-    if label_column is not None:
-        check_known([label_column], list(arrays), str(path), "array")
-        return arrays[(named or matrices)[0]], arrays[label_column]
-    labels = next((arrays[name] for name in _LABEL_ARRAYS if name in arrays), None)
-    return arrays[(named or matrices)[0]], labels
-
-
-def open_npz(path: Path) -> dict[str, Array]:
-    """Return the arrays of an archive by name; pickles are never opened."""
-    try:
-        if not zipfile.is_zipfile(path):  # of such a file np.load would say that it is pickled
-            raise zipfile.BadZipFile("it is no zip archive")
-        with np.load(path, allow_pickle=False) as arrays:
-            # A member that is no array comes as bytes, which become an array of kind S.
-            return {name: np.asarray(arrays[name]) for name in arrays.files}
-    except (*_DAMAGED_ARCHIVE, zipfile.BadZipFile, zlib.error) as error:
-        if "allow_pickle" in str(error):
-            raise SourceError(_pickled(path)) from error
-        raise SourceError(_damaged(path, error)) from error
-
-
-def _pickled(path: Path) -> str:
-    return f"{path} holds pickled Python objects, which are not opened: save arrays of numbers."
-
-
-def _damaged(path: Path, error: Exception) -> str:
-    return f"{path} cannot be read as {path.suffix} ({first_line(error)})."
-
-
 # Labels
 
 
-def _read_label_file(path: Path) -> Array:
-    suffix = _checked_suffix(path)
-    if suffix == ".npy":
-        return open_npy(path)
-    if suffix == ".npz":
+def _read_label_file(path: Path, rows: int) -> tuple[Array, list[str]]:
+    """Return the labels of a file for so many rows, and what was decided, in sentences."""
+    kind = _checked_kind(path)
+    if kind == ".npy":
+        return open_npy(path), []
+    if kind in _ARRAYS:
         raise SourceError(f"A file of labels must be .npy or a table. Got {path} instead.")
-    table = tables.open_table(path)
+    table = formats.open_table(path)
+    said = list(table.said)
+    if kind in formats.TEXT and abs(table.rows - rows) == 1:
+        header = table.rows > rows
+        table = formats.open_table(path, header=header)  # the first row is a name after all, or not
+        what = "a name" if header else "a label"
+        said = [f"{path}: the first row was taken as {what}, for there are {rows} rows."]
     names = table.schema.names
-    label = tables.LABEL_COLUMN
-    if label not in names and len(names) > 1:
+    alike = [name for name in names if named_as_label(name, names)]
+    if len(alike) != 1 and len(names) > 1:
         raise SourceError(
-            f"{path} must have one column, or one named {label!r}. It has {quoted(names)}."
+            f"{path} must have one column, or one named 'label'. It has {quoted(names)}."
         )
-    return tables.label_values(table, label if label in names else names[0])
+    return tables.values(table, alike[0] if len(names) > 1 else names[0]), said
 
 
 def _encode_labels(
@@ -269,6 +255,18 @@ def _encode_labels(
 
 
 # Checks
+
+
+def _as_numbers(found: Source, where: str) -> Source:
+    """Return truth values as 0 and 1, and numbers in the order of bytes that PyTorch reads."""
+    features = found.features
+    if features.dtype == bool:
+        sentence = f"{where}: truth values were taken as 0 and 1."
+        return replace(found, features=features.view(np.uint8), said=(*found.said, sentence))
+    if not features.dtype.isnative and features.dtype.kind in "iuf":
+        native = features.dtype.newbyteorder("=")
+        return replace(found, features=features.astype(native))
+    return found
 
 
 def _check_features(found: Source, where: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from coincide.data import vectors
+from coincide.data.arrays import open_npy, open_npz
 from coincide.data.errors import Array, SourceError, check_known, first_line
 from coincide.data.images import depth
 from coincide.data.images.listing import missing_source
@@ -59,7 +60,7 @@ def read_pixels(
             raise missing_source(source)
         if path.suffix.lower() == ".npz":
             return _read_archive(path, split, label_column, white)
-        found = _pixels(path.stem, vectors.open_npy(path), str(path), white)
+        found = _pixels(path.stem, open_npy(path), str(path), white)
     else:
         return None
     check_only_split(found.name, split)
@@ -83,7 +84,7 @@ def _read_digits() -> Pixels:
 
 def _read_archive(path: Path, split: str, label_column: str | None, white: float | None) -> Pixels:
     """Read the images of an archive, ``x_train`` or ``images``, and the labels beside them."""
-    arrays = vectors.open_npz(path)
+    arrays = open_npz(path)
     of_split = [f"{name}_{split}" for name in ("x", "X")] + [f"{split}_images"]
     single = [name for name, array in arrays.items() if array.ndim >= 3]
     named = [name for name in (*of_split, "images", "x", "X") if name in arrays]

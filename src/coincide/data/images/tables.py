@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from coincide._names import natural_key
 from coincide.data.errors import SourceError, quoted
+from coincide.data.formats import reading_parquet
 from coincide.data.images import metadata
 from coincide.data.images.decoding import CHUNK, Item
 from coincide.data.images.listing import Listing, find_label_column
@@ -22,7 +23,7 @@ from coincide.data.images.splits import (
     named_splits,
 )
 from coincide.data.labels import encode_labels
-from coincide.data.tables import described_columns, reading_parquet
+from coincide.data.tables import described_columns
 
 # Columns of text that say what an image is called, if no two are called the same.
 _ID_NAMES = ("file_name", "filename", "path", "image_path", "id", "image_id")

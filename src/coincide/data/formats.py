@@ -1,0 +1,216 @@
+"""Tables from files: Parquet and folders of it, Feather, text, JSON lines, and `datasets`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.json
+import pyarrow.parquet
+
+from coincide._names import natural_key
+from coincide.data import delimited
+from coincide.data.delimited import DAMAGED, read_delimited
+from coincide.data.errors import SourceError, first_line, quoted
+from coincide.data.splits import canonical_split, check_only_split, choose_split, parts_of_split
+
+PARQUET = (".parquet", ".parq", ".pq")
+_FEATHER = (".feather", ".arrow", ".ipc")
+_JSON = (".jsonl", ".ndjson", ".json")
+COMPRESSED = (".gz", ".bz2", ".zst")
+TEXT = delimited.SUFFIXES
+SUFFIXES = (*delimited.SUFFIXES, *PARQUET, *_FEATHER, *_JSON)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as a stream: its columns, its rows, and the record batches of some columns.
+
+    ``said`` is what was decided when it was opened, in sentences.
+    """
+
+    path: Path
+    schema: pa.Schema
+    rows: int
+    batches: Callable[[list[str]], Iterator[pa.RecordBatch]]
+    said: tuple[str, ...] = ()
+
+
+def kind_of(path: Path) -> str:
+    """Return the suffix that says what a file is, in lower case, before that of a compression."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes[-1:] and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def open_table(path: Path, *, header: bool | None = None, split: str | None = None) -> Table:
+    """Open a table of at least one row; ``split`` is that of a folder of parts."""
+    kind = kind_of(path)
+    if path.is_dir() and is_saved(path):
+        table = _open_saved(path, split)
+    elif path.is_dir():
+        table = _open_parts(path, split)
+    elif kind in PARQUET:
+        table = _open_parquet(path, [path], ())
+    elif kind in _FEATHER:
+        table = in_memory(path, _read_feather(path))
+    elif kind in _JSON:
+        table = in_memory(path, _read_json(path))
+    else:
+        found, layout = read_delimited(path, header)
+        table = in_memory(path, found, layout.said)
+    if table.rows == 0:
+        raise SourceError(f"{path} has no rows.")
+    return table
+
+
+def in_memory(path: Path, table: pa.Table, said: tuple[str, ...] = ()) -> Table:
+    """Return a table of which all is there."""
+
+    def batches(names: list[str]) -> Iterator[pa.RecordBatch]:
+        return iter(table.select(names).to_batches())
+
+    return Table(path, table.schema, table.num_rows, batches, said)
+
+
+# Parquet
+
+
+def parquet_parts(folder: Path) -> list[Path]:
+    """Return the Parquet files in a folder and below, as people count: part 2 before part 10."""
+    found = []
+    for part in folder.rglob("*"):
+        below = part.relative_to(folder)
+        hidden = any(name.startswith((".", "_")) for name in below.parts)
+        if part.suffix.lower() in PARQUET and part.is_file() and not hidden:
+            found.append(below)
+    return [folder / part for part in sorted(found, key=lambda part: natural_key(part.as_posix()))]
+
+
+def _open_parts(folder: Path, split: str | None) -> Table:
+    parts = parquet_parts(folder)
+    keyed = [name for part in parts for name in part.relative_to(folder).parts[:-1] if "=" in name]
+    if keyed:
+        raise SourceError(
+            f"{folder} is partitioned: its folders hold values of a column ({keyed[0]}), which are"
+            " not read. Save it as one Parquet file."
+        )
+    chosen, said = parts_of_split(folder, parts, split)
+    others = [
+        path.name
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.suffix.lower() not in PARQUET and not path.name.startswith(".")
+        and not re.fullmatch(r"README.*|LICENSE.*|_SUCCESS|dataset_infos?\.json", path.name)
+    ]  # fmt: skip
+    if others:
+        said = [*said, f"{folder}: not read, for they are no Parquet: {quoted(others)}."]
+    return _open_parquet(folder, chosen, tuple(said))
+
+
+def _open_parquet(path: Path, parts: list[Path], said: tuple[str, ...]) -> Table:
+    rows, schema = 0, None
+    for part in parts:
+        with reading_parquet(part), pa.parquet.ParquetFile(part) as file:
+            rows, here = rows + file.metadata.num_rows, file.schema_arrow
+        if schema is not None and not here.equals(schema):
+            raise SourceError(f"{part} has other columns or types than {parts[0].name} beside it.")
+        schema = here
+
+    def batches(names: list[str]) -> Iterator[pa.RecordBatch]:
+        for part in parts:
+            with reading_parquet(part), pa.parquet.ParquetFile(part) as file:
+                yield from _counted(file.iter_batches(columns=names), file.metadata.num_rows)
+
+    return Table(path, schema, rows, batches, said)
+
+
+@contextmanager
+def reading_parquet(part: Path) -> Iterator[None]:
+    """Turn what PyArrow raises into a sentence about the file."""
+    try:
+        yield
+    except DAMAGED as error:
+        raise SourceError(f"{part} cannot be read as Parquet ({first_line(error)}).") from error
+
+
+def _counted(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """Yield the batches, which must hold as many rows as the file says it has."""
+    left = rows
+    for batch in batches:
+        left -= len(batch)
+        if left < 0:
+            break
+        yield batch
+    if left != 0:
+        raise pa.ArrowInvalid(f"it holds other than the {rows} rows it says")
+
+
+# Other files
+
+
+def _read_feather(path: Path) -> pa.Table:
+    try:
+        return pa.feather.read_table(path, memory_map=True)
+    except DAMAGED as error:
+        try:  # a stream, as `datasets` writes it
+            with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as reader:
+                return reader.read_all()
+        except DAMAGED:
+            raise SourceError(f"{path} cannot be read as Feather ({first_line(error)}).") from error
+
+
+def _read_json(path: Path) -> pa.Table:
+    """Return the records of lines of JSON, or of one list."""
+    try:
+        with pa.input_stream(str(path)) as stream:
+            if stream.read(1) != b"[":
+                with pa.input_stream(str(path)) as lines:
+                    return pa.json.read_json(lines)
+            return pa.Table.from_pylist(json.loads(b"[" + stream.read()))
+    except (*DAMAGED, ValueError, TypeError, AttributeError, EOFError) as error:
+        raise SourceError(f"{path} cannot be read as JSON ({first_line(error)}).") from error
+
+
+# Hugging Face `datasets`
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether ``save_to_disk`` wrote the folder."""
+    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def _open_saved(path: Path, split: str | None) -> Table:
+    library = datasets_library(path)
+    try:
+        found = library.load_from_disk(str(path))
+    except Exception as error:  # the library raises nearly anything of a damaged folder
+        raise SourceError(f"{path} cannot be read by `datasets` ({first_line(error)}).") from error
+    said: tuple[str, ...] = ()
+    if isinstance(found, library.DatasetDict):
+        splits = {canonical_split(name) or name: part for name, part in found.items()}
+        name = split or (next(iter(splits)) if len(splits) == 1 else "train")
+        if len(splits) > 1:
+            said = (f"{path}: read the split {name!r} of {quoted(list(splits))} (--split).",)
+        found = choose_split(path, splits, name)
+    elif split is not None:
+        check_only_split(path, split)
+    return in_memory(path, found.with_format("arrow")[:], said)
+
+
+def datasets_library(source: object) -> Any:
+    """Return the package, or say how to get it."""
+    try:
+        return import_module("datasets")
+    except ImportError as error:
+        raise SourceError(
+            f'Reading {str(source)!r} needs the package datasets: pip install "coincide[images]".'
+        ) from error
