@@ -3,9 +3,11 @@
 import pickle
 import re
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
@@ -17,6 +19,7 @@ from sklearn.utils import estimator_checks
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
+from array_layouts import LAYOUTS
 from coincide import solve_pseudo_labels
 from coincide.cluster import ClusteringWarning, CollisionClustering, ModelError
 from coincide.data import scaling as scaling_module
@@ -405,7 +408,74 @@ def test_pickle_and_clone(model):
     assert not hasattr(clone(model), "network_")
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_arrays_of_any_layout_are_taken_as_they_are(model, layout):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        changed = LAYOUTS[layout](X)
+        other = fitted(changed)
+    np.testing.assert_array_equal(other.labels_, model.labels_)
+    np.testing.assert_array_equal(model.predict(changed), model.labels_)
+
+
+def test_fits_in_threads_repeat_their_seed_and_leave_the_global_generator_alone(model):
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: fitted(), range(4)))
+    assert torch.equal(torch.get_rng_state(), before)
+    for one in found:
+        np.testing.assert_array_equal(one.predict_proba(X), model.predict_proba(X))
+
+
+UNITS = np.tile([1.0, 1000.0] + [1.0] * (D - 2), (len(X), 1))
+
+
+def test_columns_of_other_units_are_said_with_the_way_out():
+    frame = pd.DataFrame(X * UNITS, columns=["age", "income", *map(str, range(D - 2))])
+    with pytest.warns(ClusteringWarning, match="'income'.*scaling='standard'"):
+        fitted(frame)
+
+
+@pytest.mark.parametrize(
+    ("features", "scaling"),
+    [
+        (X, "unit-norm"),
+        (X * UNITS, "standard"),
+        (X * UNITS, "none"),
+        # Rare values have a small deviation, and no unit of their own.
+        (np.column_stack([X, np.arange(len(X)) == 7]), "unit-norm"),
+        (np.column_stack([X, np.ones(len(X))]), "unit-norm"),
+    ],
+)
+def test_columns_of_one_unit_are_not_spoken_of(features, scaling):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitted(features, scaling=scaling)
+    assert not [one for one in caught if "Columns differ" in str(one.message)]
+
+
 # Saving and loading
+
+
+def test_names_of_columns_survive_and_other_orders_are_refused(tmp_path):
+    frame = pd.DataFrame(X, columns=[f"c{number}" for number in range(D)])
+    model = fitted(frame)
+    model.cluster_names_ = ["u", "", "w", "x"][:K]
+    model.save(tmp_path)
+    loaded = CollisionClustering.load(tmp_path)
+    assert loaded.feature_names_in_.tolist() == frame.columns.tolist()
+    assert loaded.cluster_names_ == model.cluster_names_
+    np.testing.assert_array_equal(loaded.predict(frame), model.labels_)
+    with pytest.raises(ValueError, match="same order"):
+        loaded.predict(frame[frame.columns[::-1]])
+
+
+def test_every_fitted_attribute_survives_or_is_documented_not_to(model, tmp_path):
+    model.save(tmp_path)
+    lost = set(vars(model)) - set(vars(CollisionClustering.load(tmp_path)))
+    assert lost == {"labels_"}
+    assert "``labels_``" in CollisionClustering.save.__doc__
 
 
 def own_network():

@@ -102,6 +102,15 @@ def check_probability_rows(rows: Tensor, name: str, owner: str) -> None:
     )
 
 
+def tensor_of(values: object) -> Tensor:
+    """Return a tensor of an array as it is stored: in any byte order, reversed, or read-only."""
+    array = np.asarray(values)
+    as_torch_has_it = array.dtype.isnative and all(stride >= 0 for stride in array.strides)
+    if not (as_torch_has_it and array.flags.writeable):
+        array = np.array(array, array.dtype.newbyteorder("="), order="C")
+    return torch.as_tensor(array)
+
+
 def real_tensor(value: object, name: str, owner: str) -> Tensor:
     """Return a floating tensor that carries no graph; lists and NumPy arrays become one."""
     if isinstance(value, Tensor):
@@ -111,7 +120,7 @@ def real_tensor(value: object, name: str, owner: str) -> Tensor:
         if array.dtype.kind not in "fiu":
             expected = "an array of real numbers"
             raise TypeError(parameter_message(name, owner, expected, str(array.dtype)))
-        tensor = torch.as_tensor(array)
+        tensor = tensor_of(array)
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(
             parameter_message(name, owner, "an array of real numbers", str(tensor.dtype))

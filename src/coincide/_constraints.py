@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,10 +20,11 @@ from coincide._checks import (
     check_weights,
     parameter_message,
 )
-from coincide.data.scaling import SCALINGS, Scaling
+from coincide.data.scaling import SCALINGS, Scaling, row_blocks
 from coincide.networks import NETWORKS
 from coincide.pseudolabels import OBJECTIVES, SOLVERS
 from coincide.pseudolabels.solve import check_solver
+from coincide.training.collapse import ClusteringWarning
 from coincide.training.config import TrainingConfig
 
 OWNER = "CollisionClustering"
@@ -47,6 +49,7 @@ _CONSTRAINTS: dict[str, Callable[[Any, str, str], object]] = {
 _LEFT_OPEN = {"n_init": "auto", "max_epochs": None, "batch_size": "auto"}
 
 _ROWS_PER_BATCH = 500
+_OTHER_UNITS = 100  # times the range of another column
 _ROWS_PER_CLUSTER = 8  # in a batch
 
 
@@ -75,8 +78,10 @@ def check_parameters(given: Mapping[str, Any]) -> TrainingConfig:
     )
 
 
-def check_rows(features: NDArray[Any], scaling: Scaling, n_clusters: int) -> None:
-    """Refuse fewer rows than clusters, and features that are all constant."""
+def check_rows(
+    features: NDArray[Any], scaling: Scaling, n_clusters: int, names: Sequence[str] | None = None
+) -> None:
+    """Refuse fewer rows than clusters, and constant features; say so where units differ."""
     if len(features) < n_clusters:
         raise ValueError(
             f"n_samples={len(features)} should be >= n_clusters={n_clusters}:"
@@ -84,6 +89,8 @@ def check_rows(features: NDArray[Any], scaling: Scaling, n_clusters: int) -> Non
         )
     if not bool((scaling.spread > 0).any()):
         raise ValueError("All features are constant: there is nothing to cluster by.")
+    if scaling.kind == "unit-norm":
+        _warn_of_units(features, scaling.spread.numpy(), names)
 
 
 def row_weights(weights: ArrayLike | None, n_rows: int) -> Vector | None:
@@ -92,3 +99,30 @@ def row_weights(weights: ArrayLike | None, n_rows: int) -> Vector | None:
         weights = np.full(n_rows, weights)
     checked = check_weights(weights, n_rows, OWNER)
     return None if checked is None else checked.numpy()
+
+
+def _warn_of_units(features: NDArray[Any], spread: Vector, names: Sequence[str] | None) -> None:
+    """Say so where columns have units of their own, and rows are brought to unit length.
+
+    That is told by their ranges: a standard deviation is small also where a value is rare.
+    """
+    varied = spread > 0
+    if spread.max() < _OTHER_UNITS * spread[varied].min():
+        return
+    low, high = np.full(len(spread), np.inf), np.full(len(spread), -np.inf)
+    for block in row_blocks(*features.shape):
+        rows = np.asarray(features[block], np.float64)
+        low, high = np.minimum(low, rows.min(0)), np.maximum(high, rows.max(0))
+    ranges = np.where(varied, high - low, np.nan)
+    least, most = int(np.nanargmin(ranges)), int(np.nanargmax(ranges))
+    if ranges[most] < _OTHER_UNITS * ranges[least]:
+        return
+    called = [repr(str(number if names is None else names[number])) for number in (most, least)]
+    warnings.warn(
+        f"Columns differ in spread by {ranges[most] / ranges[least]:.2g} (range {ranges[most]:.2g}"
+        f" of column {called[0]}, {ranges[least]:.2g} of {called[1]}), and rows are brought to unit"
+        " length: only the widest columns count. Where columns have units of their own, take"
+        " scaling='standard'.",
+        ClusteringWarning,
+        stacklevel=4,
+    )

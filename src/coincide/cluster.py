@@ -35,11 +35,11 @@ from coincide.methods import CollisionMethod
 from coincide.networks import build_network, check_network, start_from_centers
 from coincide.pseudolabels.problem import Certificate
 from coincide.pseudolabels.rows import choose_passes
-from coincide.training.collapse import signs_of_collapse, sums_of_predictions
+from coincide.training.collapse import ClusteringWarning, signs_of_collapse, sums_of_predictions
 from coincide.training.config import TrainingConfig
 from coincide.training.history import EpochRecord
 from coincide.training.loop import Data, Trainer
-from coincide.training.starts import seeded
+from coincide.training.randomness import seeded
 from coincide.views.vectors import VectorView
 
 __all__ = ["ClusteringWarning", "CollisionClustering", "ModelError"]
@@ -50,10 +50,6 @@ _JUDGED_ROWS = 2_500  # on which restarts are compared
 _ENTRIES_PER_RESTART = 2_000_000
 _MOST_RESTARTS = 10
 _RESTLESS = 0.25  # share of rows that still change cluster in the last epoch
-
-
-class ClusteringWarning(UserWarning):
-    """The clustering looks wrong: dead or merged clusters, or a loss that never fell."""
 
 
 class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
@@ -116,7 +112,8 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         Whether at most a quarter of the rows changed cluster in the last epoch.
     mean_label_ : ndarray of shape (n_clusters,)
         Mean predicted probabilities of the training rows.
-    n_features_in_ : int
+    n_features_in_, feature_names_in_ : int, ndarray of str where the columns had names
+    cluster_names_ : list of str, the class of each cluster where ``coincide cluster`` knew any
     network_ : torch.nn.Module
         The trained network, in evaluation mode, on ``device_``.
     scaling_ : Scaling
@@ -186,7 +183,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : array of shape (n_rows, n_features)
-            Any real dtype, finite; a memory map is read batch by batch when it is large.
+            Real and finite; a memory map is read batch by batch when it is large.
         sample_weight : array of shape (n_rows,), optional
             Non-negative; rows of weight 0 play no part in training.
 
@@ -207,7 +204,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         self.device_ = find_device(self.device, OWNER)
         with threads_for(used.size):
             self.scaling_ = fit_scaling(used, self.scaling, kept)
-            check_rows(used, self.scaling_, self.n_clusters)
+            check_rows(used, self.scaling_, self.n_clusters, vars(self).get("feature_names_in_"))
             rows = ScaledRows(used, self.scaling_, self.device_)
             self._choose(rows, self._on_device(kept), config, self._seeds(rows))
             self._describe(features)
@@ -269,7 +266,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         """Write ``model.safetensors`` and ``model.json`` into a folder, which is made if needed.
 
         A network of your own is saved by its weights; :meth:`load` then asks for the module.
-        The training rows' ``labels_`` are not part of a model.
+        Not saved are ``labels_``, the callback, and the optimizer of a stream by `partial_fit`.
         """
         check_is_fitted(self, "network_")
         parameters = self.get_params(deep=False)
@@ -302,9 +299,9 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
                 raise ModelError("it needs a module of your own, load(folder, network=...).")
             chosen = parameters["network"] if network is None else network
             model = cls(**{**parameters, "network": chosen})
-            for name, value in fitted.items():
-                if name in _SAVED:
-                    setattr(model, name, np.asarray(value) if name == "mean_label_" else value)
+            for name in set(fitted).intersection(_SAVED):
+                kind = _SAVED_ARRAYS.get(name)
+                setattr(model, name, fitted[name] if kind is None else np.array(fitted[name], kind))
             stored = {name: tensors.pop(f"scaling.{name}") for name in ("mean", "spread", "mass")}
             model.scaling_ = Scaling.from_tensors(model.scaling, stored)
             model.device_ = find_device(model.device, OWNER)
@@ -444,7 +441,8 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         return drawn
 
 
+_SAVED_ARRAYS: dict[str, Any] = {"mean_label_": np.float64, "feature_names_in_": object}
 _SAVED = (
     *("n_features_in_", "objective_", "gap_", "converged_", "n_iter_", "history_", "restarts_"),
-    "mean_label_",
+    *("cluster_names_", *_SAVED_ARRAYS),
 )

@@ -8,6 +8,7 @@ import sys
 import warnings
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from sklearn.cluster import KMeans
@@ -109,6 +110,7 @@ def test_metrics_say_what_was_done(run):
         "features": 4,
         "dtype": "float32",
         "columns": None,
+        "said": [],
     }
     assert metrics["model"]["n_clusters"] == K
     assert metrics["model"]["parameters"]["max_epochs"] == 3
@@ -151,8 +153,9 @@ def test_labels_give_the_number_of_clusters_and_the_scores(blobs, tmp_path, caps
 def test_labels_do_not_change_the_result(blobs, run, tmp_path):
     arguments = ["cluster", blobs, "-k", str(K), "--labels", "classes.npy", "--quiet", *QUICK]
     assert main([*arguments, "--out", "labelled"]) == 0
-    labels = (tmp_path / "labelled" / "labels.csv").read_text()
-    assert labels == (run / "labels.csv").read_text()
+    labelled = rows_of(tmp_path / "labelled" / "labels.csv")
+    assert [row.pop("class") for row in labelled]  # the name matched with the cluster
+    assert labelled == rows_of(run / "labels.csv")
 
 
 def test_digits_have_ten_clusters(tmp_path):
@@ -311,8 +314,63 @@ def test_predict_finds_the_columns_by_name(tmp_path, fails):
     assert main(["predict", "run", "new.csv", "--quiet"]) == 0
     predicted = [row["cluster"] for row in rows_of(tmp_path / "run" / "predictions.csv")]
     assert predicted == [row["cluster"] for row in rows_of(tmp_path / "run" / "labels.csv")]
+    for name in ("metrics.json", "labels.csv"):  # the model knows its columns by itself
+        (tmp_path / "run" / name).unlink()
+    assert main(["predict", "run", "new.csv", "--quiet"]) == 0
+    again = [row["cluster"] for row in rows_of(tmp_path / "run" / "predictions.csv")]
+    assert again == predicted
     (tmp_path / "less.csv").write_text("a,b,c\n1,2,3\n")
     assert "no column 'd'" in fails("predict", "run", "less.csv")
+
+
+def people(count=150):
+    """Return a table of ids, classes, and columns of different units: three plain clusters."""
+    random = np.random.default_rng(0)
+    codes = random.integers(0, 3, count)
+    centers = np.array([[30, 30_000, 1.2], [50, 60_000, 1.7], [70, 35_000, 2.4]])
+    values = centers[codes] + random.normal(size=(count, 3)) * [3, 3000, 0.1]
+    frame = pd.DataFrame(values, columns=["age", "income", "height"])
+    frame.insert(0, "Customer ID", [f"C{number}" for number in random.permutation(count)])
+    return frame.assign(**{" Label": np.array(["10", "9", "b"])[codes]})
+
+
+def test_a_table_as_people_have_it_is_clustered_right_and_keeps_its_ids(tmp_path, capsys):
+    frame = people()
+    frame.to_csv(tmp_path / "people.csv", index=False)
+    assert main(["cluster", "people.csv", "--restarts", "1"]) == 0
+    said = capsys.readouterr().err
+    assert "took 'Customer ID' as the id of a row" in said
+    assert "' Label' as the labels" in said
+    assert "standardized" in said
+    folder = tmp_path / "coincide-people"
+    assert metrics_of(folder)["scores"]["accuracy"] == 1
+    assert metrics_of(folder)["source"]["columns"] == ["age", "income", "height"]
+    rows = rows_of(folder / "labels.csv")
+    assert [row["Customer ID"] for row in rows] == frame["Customer ID"].tolist()
+    assert [row["class"] for row in rows] == frame[" Label"].tolist()
+
+    # New rows in another order of columns, some of their labels blank, then all.
+    new = frame[["height", " Label", "income", "Customer ID", "age"]].sample(30, random_state=0)
+    for blanks in (10, 30):
+        new.iloc[:blanks, 1] = None
+        new.to_csv(tmp_path / "new.csv", index=False)
+        assert main(["predict", "coincide-people", "new.csv"]) == 0
+        found = pd.read_csv(folder / "predictions.csv", dtype=str).set_index("Customer ID")
+        expected = frame.set_index("Customer ID")[" Label"]
+        assert found["class"].to_dict() == expected[found.index].to_dict()
+        assert f"{blanks} of 30 rows have no label" in capsys.readouterr().err
+
+
+def test_a_column_of_an_array_that_numbers_the_rows_is_known_to_the_model(tmp_path):
+    np.save(tmp_path / "old.npy", np.column_stack([np.arange(len(X)), X]))
+    assert main(["cluster", "old.npy", "-k", str(K), "--out", "run", *QUICK]) == 0
+    few = np.column_stack([np.arange(len(X)), X])[[5, 7, 100]]  # too few rows to tell by themselves
+    np.save(tmp_path / "new.npy", few)
+    assert main(["predict", "run", "new.npy"]) == 0
+    expected = rows_of(tmp_path / "run" / "labels.csv")
+    found = rows_of(tmp_path / "run" / "predictions.csv")
+    assert [row["cluster"] for row in found] == [expected[row]["cluster"] for row in (5, 7, 100)]
+    assert [row["id"] for row in expected] == [str(row) for row in range(len(X))]
 
 
 def test_predict_refuses_other_features(run, tmp_path, fails):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from array_layouts import LAYOUTS
 from coincide import solve_pseudo_labels
 from coincide.pseudolabels import SOLVERS, ProjectedGradient
 from coincide.pseudolabels.solve import check_solver
@@ -252,3 +253,23 @@ def test_the_automatic_solver_is_the_fastest_exact_one() -> None:
         ("ce+kl", 2): "interior-point", ("ce+kl", 10_000): "interior-point",
         ("ce+kl", 10_001): "projected-gradient",
     }  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_arrays_of_any_layout_are_taken_as_they_are(layout: str) -> None:
+    change = LAYOUTS[layout]
+    known = np.array([0, -1, 2, -1, -1, -1])
+    weights, prior, init = np.arange(1.0, 7), np.array([0.5, 0.3, 0.2]), random_labels(6, 3)
+    expected = solve_pseudo_labels(
+        PROBS, prior=prior, known=known, sample_weight=weights, init=init, solver="em"
+    )
+    found = solve_pseudo_labels(
+        change(PROBS),
+        prior=change(prior),
+        known=change(known),
+        sample_weight=change(weights),
+        init=change(init),
+        solver="em",
+    )
+    np.testing.assert_array_equal(found.labels, expected.labels)

@@ -161,6 +161,7 @@ def _add_cluster(commands: _Commands, debug: _Parser) -> None:
         notes=SOURCES,
     )
     _add_source(cluster)
+    _add_split(cluster)
     cluster.add_argument(
         "-k", "--clusters", metavar="K", type=int,
         help="how many clusters (default: the number of classes, if there are labels)",
@@ -243,9 +244,9 @@ def _add_images(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--no-cache", action="store_true", help="keep no decoded images")
 
 
-def _add_split(group: argparse._ArgumentGroup) -> None:
+def _add_split(group: argparse._ActionsContainer) -> None:
     group.add_argument(
-        "--split", metavar="NAME", default="train", help="part of the source (default: train)"
+        "--split", metavar="NAME", help="part of the source (default: train, if it has several)"
     )
 
 
@@ -307,7 +308,12 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
         "--columns", metavar="A,B,...", type=_names, help="the columns of features, in this order"
     )
     parser.add_argument("--label-column", metavar="NAME", help="the column of labels, for scores")
+    parser.add_argument("--id-column", metavar="NAME", help="the column that names the rows")
     parser.add_argument("--labels", metavar="FILE", help="a file of labels, for scores")
+    parser.add_argument(
+        "--header", action=argparse.BooleanOptionalAction, default=None,
+        help="whether the first row of a text file names the columns (default: found out)",
+    )  # fmt: skip
 
 
 def _add_run_folder(group: argparse._ArgumentGroup) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,19 @@ from coincide.cli.logs import check_log, open_log
 from coincide.cli.run import (
     Prediction,
     Timings,
+    classes_of_clusters,
     describe,
     predict_rows,
     timed,
     told_of_run,
     write_run,
 )
-from coincide.cli.stdin import readable
+from coincide.cli.stdin import readable, shown
 from coincide.cluster import CollisionClustering
 from coincide.data import Source, load_source
+from coincide.data.columns import have_own_units
 from coincide.metrics import score_clustering
+from coincide.report import RowNames
 
 
 def cluster(arguments: Namespace) -> dict[str, Any]:
@@ -50,12 +54,24 @@ def cluster(arguments: Namespace) -> dict[str, Any]:
     timings: Timings = {}
     with timed(timings, "read"), readable(arguments) as given:
         source = read_vectors(given, arguments.columns)
+    said = [*shown(source.said, given, arguments), *_choose_scaling(arguments, source)]
+    if not arguments.quiet:
+        print_notes(said, "note")
     with noted() as notes:
         with timed(timings, "fit"):
             model = _fit(arguments, source, folder)
         with timed(timings, "predict"):
             found = predict_rows(model, source.features, arguments.probabilities)
+    classes = classes_of_clusters(
+        source.labels, source.label_names, found.clusters, model.n_clusters
+    )
+    if classes is not None:
+        model.cluster_names_ = classes
+    if source.feature_names is not None:
+        model.feature_names_in_ = np.array(source.feature_names, object)
+    found = replace(found, rows=row_names(source), classes=classes)
     metrics = _describe(arguments, source, model, found, timings) | {"warnings": notes}
+    metrics["source"]["said"] = said
     features = source.features
     written = write_run(
         arguments, folder, metrics, found, features=features, write_model=model.save
@@ -82,8 +98,16 @@ def read_vectors(arguments: Namespace, columns: list[str] | None) -> Source:
         arguments.source,
         columns=columns,
         label_column=arguments.label_column,
+        id_column=arguments.id_column,
         labels=arguments.labels,
+        header=arguments.header,
+        split=arguments.split,
     )
+
+
+def row_names(source: Source) -> RowNames | None:
+    """Return what the source calls its rows."""
+    return None if source.ids is None else RowNames(ids=source.ids, name=source.id_name or "id")
 
 
 def _n_clusters(asked: int | None, source: Source) -> int:
@@ -99,6 +123,18 @@ def _n_clusters(asked: int | None, source: Source) -> int:
 
 
 # Fitting
+
+
+def _choose_scaling(arguments: Namespace, source: Source) -> list[str]:
+    """Standardize columns with names of their own, if no scaling was asked for, and say so.
+
+    Embeddings, of which all columns are alike, keep the estimator's default.
+    """
+    names = source.feature_names
+    if arguments.scaling is not None or names is None or not have_own_units(names):
+        return []
+    arguments.scaling = "standard"
+    return ["Columns of different names have different units: standardized (see --scaling)."]
 
 
 def _fit(arguments: Namespace, source: Source, folder: Path) -> CollisionClustering:
@@ -190,7 +226,7 @@ def _kmeans(source: Source, model: CollisionClustering, seed: int) -> dict[str, 
         # Fewer distinct points than clusters: the scores show it.
         warnings.simplefilter("ignore", ConvergenceWarning)
         kmeans = KMeans(model.n_clusters, n_init=len(model.restarts_), random_state=seed)
-        features = np.asarray(source.features, np.float32)
+        features = np.asarray(source.features)
         with every_pool_for(features.size):
             clusters = kmeans.fit_predict(features)
     return {"kmeans": {**score_clustering(source.labels, clusters), **timings}}

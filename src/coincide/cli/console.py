@@ -7,7 +7,7 @@ import platform
 import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -200,10 +200,10 @@ def noted() -> Iterator[list[str]]:
             notes.append(text)
 
 
-def print_notes(notes: list[str]) -> None:
-    """Print warnings, one a line."""
+def print_notes(notes: Iterable[str], kind: str = "warning") -> None:
+    """Print warnings, or notes on what was decided, one a line."""
     for note in notes:
-        print(f"coincide: warning: {note}", file=sys.stderr)
+        print(f"coincide: {kind}: {note}", file=sys.stderr)
 
 
 @contextmanager

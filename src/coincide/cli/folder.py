@@ -29,7 +29,6 @@ STANDARD = "-"  # standard input as a source, standard output as a file
 CHECKPOINTS = "checkpoints"
 LOG = "log.jsonl"
 TENSORBOARD = "tensorboard"
-IMAGE_NAMES = "images.csv"
 RUN_FILES = (
     f"{GALLERY}/images.png",
     f"{GALLERY}/index.json",
@@ -39,7 +38,6 @@ RUN_FILES = (
     REPORT,
     TENSORS,
     DESCRIPTION,
-    IMAGE_NAMES,
     METRICS,
 )
 _CHECKPOINT = f"{CHECKPOINTS}/checkpoint-*.safetensors"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from coincide._files import DESCRIPTION, load_description
-from coincide.cli.cluster import read_vectors
+from coincide.cli.cluster import read_vectors, row_names
 from coincide.cli.console import (
     noted,
     print_notes,
@@ -24,53 +26,80 @@ from coincide.cli.run import (
     Prediction,
     Predictor,
     Timings,
+    image_names,
     outcome,
     predict_rows,
     scores,
     skipped,
     timed,
 )
-from coincide.cli.stdin import NO_IMAGES, readable
+from coincide.cli.stdin import NO_IMAGES, readable, shown
 from coincide.cluster import CollisionClustering
 from coincide.data.images import read_images
-from coincide.data.vectors import is_table
-from coincide.report.run_folder import METRICS, plain, read_metrics
+from coincide.data.vectors import named_columns
+from coincide.report import RowNames
+from coincide.report.run_folder import plain
 from coincide.training.images import ImageModel, load_image_model
 from coincide.training.images.model import KIND
 
 
 def predict(arguments: Namespace) -> dict[str, Any]:
     """Label new rows or images with the model of a run; return what is told of them."""
-    folder: Path = arguments.folder
-    path = arguments.out or folder / "predictions.csv"
+    path = arguments.out or arguments.folder / "predictions.csv"
     timings: Timings = {}
     with timed(timings, "load"):
         images, model = _load(arguments)
     if path != Path(STANDARD):
         check_file(path, replace=arguments.overwrite or arguments.out is None)
-    if images is None:
-        with timed(timings, "read"), readable(arguments) as given:
-            columns = arguments.columns or _fitted_columns(folder, given.source)
-            source = read_vectors(given, columns)
-        return _label(arguments, path, model, source.features, source.labels, timings=timings)
+    with timed(timings, "read"):
+        inputs, beside = (
+            _vectors(arguments, model) if images is None else _images(arguments, images)
+        )
+    return _label(arguments, path, model, inputs, beside, timings=timings)
+
+
+class Beside(NamedTuple):
+    """What is known beside the inputs: their labels, what they and the clusters are called.
+
+    ``notes`` are on what was decided, ``warnings`` on what could not be read.
+    """
+
+    labels: Array | None
+    rows: RowNames | None
+    classes: Sequence[str] | None
+    notes: Sequence[str]
+    warnings: Sequence[str]
+
+
+def _vectors(arguments: Namespace, model: CollisionClustering) -> tuple[Array, Beside]:
+    """Read feature vectors, from the columns that the model was fitted on."""
+    with readable(arguments) as given:
+        columns = arguments.columns or _fitted_columns(model, given.source)
+        source = read_vectors(given, columns)
+    notes = shown(source.said, given, arguments)
+    names = vars(model).get("cluster_names_")
+    return source.features, Beside(source.labels, row_names(source), names, notes, ())
+
+
+def _images(arguments: Namespace, model: ImageModel) -> tuple[Array, Beside]:
+    """Read images of the size, the channels and the depth that the model was trained on."""
     if arguments.source == STANDARD:
         raise ValueError(NO_IMAGES)
-    channels, height, width = images.image_shape
-    with timed(timings, "read"):
-        found = read_images(
-            arguments.source,
-            image_size=(height, width),
-            channels=channels,
-            split=arguments.split,
-            label_column=arguments.label_column,
-            white=images.white,
-        )
-    told = _label(arguments, path, images, found.images, found.labels, timings=timings)
-    print_notes(skipped(found))
-    return told
+    channels, height, width = model.image_shape
+    source = read_images(
+        arguments.source,
+        image_size=(height, width),
+        channels=channels,
+        split=arguments.split or "train",
+        label_column=arguments.label_column,
+        white=model.white,
+    )
+    notes, warnings = [source.note] if source.note else [], skipped(source)
+    names = image_names(source)
+    return source.images, Beside(source.labels, names, model.cluster_names, notes, warnings)
 
 
-def _load(arguments: Namespace) -> tuple[ImageModel | None, Predictor]:
+def _load(arguments: Namespace) -> tuple[ImageModel | None, Any]:
     """Return the model of the run, first again if it is one of images."""
     folder: Path = arguments.folder
     if (folder / DESCRIPTION).is_file() and load_description(folder).get("kind") == KIND:
@@ -84,23 +113,25 @@ def _label(
     path: Path,
     model: Predictor,
     inputs: Array,
-    labels: Array | None,
+    beside: Beside,
     *,
     timings: Timings,
 ) -> dict[str, Any]:
     """Write and print what the model says of the inputs."""
     with noted() as notes, timed(timings, "predict"):
         found = predict_rows(model, inputs, arguments.probabilities)
+    found = replace(found, rows=beside.rows, classes=beside.classes)
     with timed(timings, "write"):
         written = _write(arguments, path, found)
-    said = {**outcome(found, model.n_clusters), **scores(labels, found)}
+    said = {**outcome(found, model.n_clusters), **scores(beside.labels, found)}
     if not arguments.quiet:
+        print_notes(beside.notes, "note")
         print_prediction(said, inputs.shape)
         print_written(written)
     if arguments.verbose:
         print_settings({"model": arguments.folder, "input": inputs.shape, "dtype": inputs.dtype})
         print_timings(timings)
-    print_notes(notes)
+    print_notes([*notes, *beside.warnings])
     return plain({**said, "folder": str(arguments.folder), "files": written})
 
 
@@ -115,9 +146,8 @@ def _write(arguments: Namespace, path: Path, found: Prediction) -> list[Path]:
     return []
 
 
-def _fitted_columns(folder: Path, source: str) -> list[str] | None:
+def _fitted_columns(model: CollisionClustering, source: str) -> list[str] | None:
     """Return the columns that the model was fitted on, if ``source`` has names to find them by."""
-    if not (is_table(source) and (folder / METRICS).is_file()):
-        return None
-    columns = read_metrics(folder).get("source", {}).get("columns")
-    return None if columns is None else [str(name) for name in columns]
+    # Taken off: the columns are read by their names, and rows of an array carry none.
+    names = model.__dict__.pop("feature_names_in_", None)
+    return None if names is None else named_columns(source, names.tolist())

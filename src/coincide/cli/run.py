@@ -18,8 +18,8 @@ from scipy.special import entr
 from coincide.cli.console import machine, print_written, versions
 from coincide.cli.folder import origin, replace_run, staging
 from coincide.data.images import ImageSource
-from coincide.metrics import score_clustering
-from coincide.report import write_labels, write_metrics, write_projection, write_report
+from coincide.metrics import contingency_table, match_clusters, score_clustering
+from coincide.report import RowNames, write_labels, write_metrics, write_projection, write_report
 from coincide.report.run_folder import SCHEMA, read_metrics
 
 Array = NDArray[Any]
@@ -86,18 +86,21 @@ class Predictor(Protocol):
 class Prediction:
     """What the model says of every row: its cluster, the probability of that, and the entropy.
 
-    All K probabilities are kept if they are asked for.
+    All K probabilities are kept if they are asked for. ``rows`` is what the source calls the rows,
+    ``classes`` what each cluster stands for, where that is known.
     """
 
     clusters: Array
     confidence: Array
     entropy: Array
     probabilities: Array | None
+    rows: RowNames | None = None
+    classes: Sequence[str] | None = None
 
     def write(self, folder: Path, format: str) -> Path:
         """Write the labels into a folder and return their path."""
         columns = (self.clusters, self.confidence, self.entropy, self.probabilities)
-        return write_labels(folder, *columns, format=format)
+        return write_labels(folder, *columns, rows=self.rows, classes=self.classes, format=format)
 
 
 def as_prediction(probs: Array, keep: bool) -> Prediction:
@@ -146,6 +149,17 @@ def describe(
     }
 
 
+def classes_of_clusters(
+    labels: Array | None, names: Sequence[str] | None, clusters: Array, n_clusters: int
+) -> list[str] | None:
+    """Return the class that each cluster is matched with, "" for none; None without labels."""
+    if labels is None or names is None:
+        return None
+    told = labels >= 0
+    table = contingency_table(labels[told], clusters[told], len(names), n_clusters)
+    return [names[code] if code >= 0 else "" for code in match_clusters(table)]
+
+
 def outcome(found: Prediction, n_clusters: int) -> dict[str, Any]:
     """Return the cluster sizes, and how sure the model is."""
     return {
@@ -161,6 +175,12 @@ def scores(labels: Array | None, found: Prediction) -> dict[str, Any]:
         return {}
     told = labels >= 0
     return {"scores": score_clustering(labels[told], found.clusters[told], found.confidence[told])}
+
+
+def image_names(source: ImageSource) -> RowNames:
+    """Return what a source calls its images: their numbers, and names if these are others."""
+    named = any(name != str(row) for row, name in zip(source.rows, source.ids, strict=True))
+    return RowNames(source.rows, np.asarray(source.ids, object) if named else None, "image")
 
 
 def skipped(source: ImageSource) -> list[str]:

@@ -7,16 +7,24 @@ import shutil
 import sys
 import zlib
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from coincide.cli.folder import STANDARD
 
+SHOWN = "standard input"
 NO_IMAGES = "Images cannot be read from standard input: name a folder or a file."
 _GZIP = b"\x1f\x8b"
 _PARQUET = b"PAR1"
+
+
+def shown(sentences: Iterable[str], given: Namespace, arguments: Namespace) -> list[str]:
+    """Return sentences on what was read, in which standard input is called so."""
+    if arguments.source != STANDARD:
+        return list(sentences)
+    return [sentence.replace(given.source, SHOWN) for sentence in sentences]
 
 
 @contextmanager
@@ -33,7 +41,7 @@ def readable(arguments: Namespace) -> Iterator[Namespace]:
         try:
             yield Namespace(**{**vars(arguments), "source": str(path)})
         except ValueError as error:  # nobody knows the file by its name
-            raise ValueError(str(error).replace(str(path), "standard input")) from error
+            raise ValueError(str(error).replace(str(path), SHOWN)) from error
 
 
 def _spooled(folder: Path) -> Path:

@@ -6,14 +6,13 @@ at the end the files of every run, and a gallery of the clusters.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,6 @@ from coincide.cli.console import (
     progress_bar,
 )
 from coincide.cli.folder import (
-    IMAGE_NAMES,
     LOG,
     STANDARD,
     clear_checkpoints,
@@ -50,7 +48,9 @@ from coincide.cli.run import (
     Prediction,
     Timings,
     as_prediction,
+    classes_of_clusters,
     describe,
+    image_names,
     now,
     skipped,
     timed,
@@ -94,7 +94,7 @@ def train(arguments: Namespace) -> dict[str, Any] | None:
     folder = run_folder(arguments)
     timings: Timings = {}
     with timed(timings, "read"):
-        source = _read(arguments, arguments.split)
+        source = _read(arguments, arguments.split or "train")
     candidates: list[dict[str, Any]] = []
     if isinstance(arguments.n_clusters, tuple):
         with timed(timings, "choose"):
@@ -116,7 +116,12 @@ def train(arguments: Namespace) -> dict[str, Any] | None:
             f"The method {run.config.method!r} trains features alone, and these clusters mean"
             f" nothing: train another one with --start-from {folder}."
         )
-    found = as_prediction(run.probabilities, arguments.probabilities)
+    classes = _classes_of_clusters(source, run)
+    found = replace(
+        as_prediction(run.probabilities, arguments.probabilities),
+        rows=image_names(source),
+        classes=classes,
+    )
     metrics = _describe(arguments, source, run, found, notes=notes, timings=timings) | shared
     written = _write(arguments, folder, metrics, found, source=source, run=run)
     if not arguments.quiet:
@@ -310,7 +315,7 @@ def _write(
             metrics,
             found,
             features=source.images.reshape(len(source.images), -1),
-            write_model=lambda staged: _write_model(staged, source, run),
+            write_model=lambda staged: _write_model(staged, source, run, found.classes),
         )
     except KeyboardInterrupt as stop:  # the last epoch has been saved
         raise Stopped from stop
@@ -372,15 +377,20 @@ def _describe(
     return metrics
 
 
-def _write_model(folder: Path, source: ImageSource, run: ImageRun) -> None:
-    """Write the model, the names of the images and their gallery."""
-    save_image_model(folder, run)
-    if source.ids[0] != "0":  # else the rows are their own names
-        names = folder / IMAGE_NAMES
-        with names.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["row", "image"])
-            writer.writerows(enumerate(source.ids))
+def _classes_of_clusters(source: ImageSource, run: ImageRun) -> list[str] | None:
+    """Return what each cluster stands for: the class that was known, or the matched one."""
+    n_clusters = run.probabilities.shape[1]
+    if run.known is None or source.label_names is None:
+        return classes_of_clusters(source.labels, source.label_names, run.clusters, n_clusters)
+    names = source.label_names[:n_clusters]
+    return [*names, *[""] * (n_clusters - len(names))]
+
+
+def _write_model(
+    folder: Path, source: ImageSource, run: ImageRun, classes: Sequence[str] | None
+) -> None:
+    """Write the model and the gallery of the images."""
+    save_image_model(folder, run, classes)
     write_gallery(
         folder,
         source.images,

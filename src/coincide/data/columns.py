@@ -119,6 +119,18 @@ def named_as_id(name: str) -> bool:
     return by_word or bool(_INDEX.fullmatch(_plain(name)))
 
 
+def have_own_units(names: Sequence[str]) -> bool:
+    """Whether features are called by more than numbers: then each has a unit of its own.
+
+    Examples
+    --------
+    >>> from coincide.data.columns import have_own_units
+    >>> have_own_units(["age", "income"]), have_own_units(["x0", "x1"])
+    (True, False)
+    """
+    return len({re.sub(r"\d+", "", name) for name in names}) > 1
+
+
 def numbers_rows(values: Array) -> bool:
     """Whether whole numbers number the rows: they rise, or none is missing and none twice."""
     if len(values) < ENOUGH_ROWS or values.dtype.kind not in "iuf":

@@ -7,7 +7,8 @@ Feather take the memory of the features and of a batch or two; other files are h
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,13 @@ _BOXED = 8  # characters of a list that was written as text, at least
 
 @dataclass(frozen=True)
 class TableContents:
-    """The features of a table (M, D), the columns they came from, labels and ids as stored."""
+    """The features of a table (M, D), the columns they came from, labels and ids as stored.
+
+    ``feature_names`` are D, those of lists ``name[0]``, ``name[1]``, …
+    """
 
     features: Array
+    feature_names: tuple[str, ...]
     columns: tuple[str, ...]
     labels: Array | None
     class_names: tuple[str, ...] | None
@@ -58,8 +63,10 @@ def read_opened(table: Table, asked: Asked) -> TableContents:
     beside = {what: None if name is None else values(table, name) for what, name in kept.items()}
     names = described_columns(table.schema).get(roles.label or "", {}).get("names")
     said = [*table.said, *roles.said(str(table.path)), *_clothes(table, roles.features)]
+    features, widths = _stack(table, roles.features)
     return TableContents(
-        _stack(table, roles.features),
+        features,
+        tuple(_feature_names(table, roles.features, widths)),
         tuple(roles.features),
         beside["label"],
         tuple(map(str, names)) if isinstance(names, list) else None,
@@ -212,8 +219,20 @@ def _clothes(table: Table, chosen: list[str]) -> Iterator[str]:
 # Values
 
 
-def _stack(table: Table, chosen: list[str]) -> Array:
-    """Return the chosen columns side by side, (M, D), in the smallest dtype that holds all."""
+def columns_of_features(names: Sequence[str], columns: Sequence[str]) -> list[str]:
+    """Return the columns that features of these names come from, among ``columns``."""
+    found = [name if name in columns else re.sub(r"\[\d+\]$", "", name) for name in names]
+    return list(dict.fromkeys(found))
+
+
+def _feature_names(table: Table, chosen: list[str], widths: list[int]) -> Iterator[str]:
+    for name, width in zip(chosen, widths, strict=True):
+        single = _is_single(table.schema.field(name).type)
+        yield from [name] if single else (f"{name}[{number}]" for number in range(width))
+
+
+def _stack(table: Table, chosen: list[str]) -> tuple[Array, list[int]]:
+    """Return the chosen columns side by side, (M, D), in the smallest dtype, and their widths."""
     features: Array = np.empty((0, 0))
     widths: list[int] = []
     row = 0
@@ -230,7 +249,7 @@ def _stack(table: Table, chosen: list[str]) -> Array:
                 raise SourceError(_uneven(name, table.path, row, block.shape[1], width))
         np.concatenate(blocks, axis=1, out=features[row : row + len(batch)])
         row += len(batch)
-    return features
+    return features, widths
 
 
 def _block(column: pa.Array, name: str, start: int, path: Path) -> Array:

@@ -46,6 +46,8 @@ class Source:
     columns : tuple of str, or None
         The columns that the features came from, in order: their names in a table; their numbers
         in an array of which not all are features.
+    feature_names : tuple of D str, or None
+        What each feature is called: as its column, or ``embedding[0]``, ``embedding[1]``, …
     ids, id_name : ndarray of shape (M,) and str, or None
         What the source calls each row, and what it calls that.
     said : tuple of str
@@ -57,6 +59,7 @@ class Source:
     labels: Array | None = None
     label_names: tuple[str, ...] | None = None
     columns: tuple[str, ...] | None = None
+    feature_names: tuple[str, ...] | None = None
     ids: Array | None = None
     id_name: str | None = None
     said: tuple[str, ...] = ()
@@ -122,6 +125,18 @@ def load_source(
     return replace(found, labels=codes, label_names=names)
 
 
+def named_columns(source: str | Path, names: Sequence[str]) -> list[str] | None:
+    """Return the columns of a source that features of these names are in; None to read all.
+
+    A table has names, an array only numbers.
+    """
+    if is_table(source):
+        path = Path(source)
+        _checked_kind(path)
+        return tables.columns_of_features(names, formats.open_table(path).schema.names)
+    return list(names) if all(name.isdigit() for name in names) else None
+
+
 def is_table(source: str | Path) -> bool:
     """Whether ``source`` has named columns: a table, or a folder of Parquet parts."""
     path = Path(source)
@@ -145,6 +160,7 @@ def _read(source: str | Path, asked: Asked, header: bool | None, split: str | No
             _name(path),
             table.features,
             columns=table.columns,
+            feature_names=table.feature_names,
             ids=table.ids,
             id_name=table.roles.id,
             said=table.said,
@@ -158,6 +174,7 @@ def _read(source: str | Path, asked: Asked, header: bool | None, split: str | No
         _name(path),
         array.features,
         columns=array.columns,
+        feature_names=array.columns,
         ids=array.ids,
         id_name=array.id_name,
         said=array.said,
@@ -214,7 +231,10 @@ def _neighbor(path: Path) -> str:
 def _name(path: Path) -> str:
     """Return the name of a source at ``path``, also when that is ``.``."""
     resolved = path.resolve()
-    return resolved.name if resolved.is_dir() else resolved.stem
+    if resolved.is_dir():
+        return resolved.name
+    compressed = resolved.suffix.lower() in formats.COMPRESSED
+    return resolved.with_suffix("").stem if compressed else resolved.stem
 
 
 # Labels

@@ -28,6 +28,7 @@ from coincide._checks import (
     check_weights,
     parameter_message,
     real_tensor,
+    tensor_of,
 )
 from coincide.pseudolabels.active_set import ActiveSet
 from coincide.pseudolabels.em import ExpectationMaximization
@@ -322,7 +323,7 @@ def _check_known(known: object, n_rows: int, n_classes: int, device: torch.devic
     """Return the class ids with -1 for unknown rows, or None if no row is known."""
     if known is None:
         return None
-    ids = known if isinstance(known, Tensor) else torch.as_tensor(np.asarray(known))
+    ids = known if isinstance(known, Tensor) else tensor_of(known)
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise TypeError(
             parameter_message("known", _OWNER, "an array of integer class ids", str(ids.dtype))

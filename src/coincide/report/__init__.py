@@ -6,12 +6,13 @@ the folder, so it can be rebuilt at any time.
 
 from coincide.report.confusion import matched_confusion
 from coincide.report.gallery import write_gallery
-from coincide.report.labels import write_labels
+from coincide.report.labels import RowNames, write_labels
 from coincide.report.page import write_report
 from coincide.report.projection import write_projection
 from coincide.report.run_folder import write_metrics
 
 __all__ = [
+    "RowNames",
     "matched_confusion",
     "write_gallery",
     "write_labels",

@@ -7,7 +7,8 @@ file whole either: one pass fills a summary of fixed size (counts, histograms, e
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ TYPES = {  # as read back for the page
 }
 
 _OWNER = "write_labels"
+_RESERVED = (*TYPES, "class")
 
 # Values of one real dtype, known only at run time.
 Array = NDArray[Any]
@@ -90,6 +92,28 @@ class LabelSummary:
         return len(self.sizes)
 
 
+@dataclass(frozen=True)
+class RowNames:
+    """What a source calls its rows: their numbers in it, and a column of ids under its name."""
+
+    numbers: Array | None = None
+    ids: Array | None = None
+    name: str = "id"
+
+    def columns(self, n_rows: int) -> dict[str, Array]:
+        """Return the columns that tell a row."""
+        found = {}
+        if self.numbers is not None:
+            found["row"] = check_column(self.numbers, "rows", _OWNER, n_rows)
+        else:
+            found["row"] = np.arange(n_rows)
+        if self.ids is not None:
+            plain = self.name.strip()
+            taken = not plain or plain.startswith(("Unnamed", "__index")) or plain in _RESERVED
+            found["id" if taken or re.fullmatch("p?[0-9]+", plain) else plain] = self.ids
+        return found
+
+
 def write_labels(
     folder: str | Path,
     clusters: ArrayLike,
@@ -97,9 +121,11 @@ def write_labels(
     entropy: ArrayLike,
     probabilities: ArrayLike | None = None,
     *,
+    rows: RowNames | None = None,
+    classes: Sequence[str] | None = None,
     format: str = "auto",
 ) -> Path:
-    """Write ``labels.csv`` or ``.parquet``: row, cluster, confidence, entropy[, p0, p1, ...].
+    """Write ``labels.csv`` or ``.parquet``: row, [id,] cluster, [class,] confidence, entropy, ….
 
     Parameters
     ----------
@@ -109,6 +135,10 @@ def write_labels(
         Of each row the cluster, from 0, its probability, and the entropy of all K in nats.
     probabilities : array-like of shape (M, K), optional
         Written as columns p0, p1, ... if given. A memory map is read in blocks.
+    rows : RowNames, optional
+        What the source calls the rows; by default their numbers from 0, and nothing else.
+    classes : sequence of K str, optional
+        What each cluster stands for, "" for nothing: a column ``class``.
     format : {"auto", "csv", "parquet"}
         "auto" is Parquet from 1,000,000 rows.
 
@@ -124,8 +154,12 @@ def write_labels(
     knows nothing of, is written as float32.
     """
     format = check_option(format, "format", _OWNER, ("auto", "csv", "parquet"))
-    columns = {"cluster": check_clusters(clusters, _OWNER)}
-    M = len(columns["cluster"])
+    ids = check_clusters(clusters, _OWNER)
+    M = len(ids)
+    columns = (rows or RowNames()).columns(M)
+    columns["cluster"] = ids
+    if classes is not None:
+        columns["class"] = np.asarray([str(name) for name in classes], object)[ids]
     for name, values in (("confidence", confidence), ("entropy", entropy)):
         columns[name] = check_column(values, name, _OWNER, M)
     table = _checked_probabilities(probabilities, M)
@@ -246,14 +280,15 @@ def _checked_probabilities(probabilities: ArrayLike | None, M: int) -> Array | N
 
 
 def _schema(columns: dict[str, Array], table: Array | None) -> pa.Schema:
-    fields = [("row", pa.int64())]
-    fields += [(name, _arrow_type(column)) for name, column in columns.items()]
+    fields = [(name, _arrow_type(column)) for name, column in columns.items()]
     if table is not None:
         fields += [(f"p{k}", _arrow_type(table)) for k in range(table.shape[1])]
     return pa.schema(fields)
 
 
 def _arrow_type(values: Array) -> pa.DataType:
+    if values.dtype.kind in "OSU":
+        return pa.string()
     return pa.from_numpy_dtype(np.float32 if values.dtype == np.float16 else values.dtype)
 
 
@@ -265,22 +300,26 @@ def _batches(
     step = max(1, BLOCK_VALUES // len(schema))
     for start in range(0, M, step):
         block = slice(start, min(start + step, M))
-        arrays = [np.arange(block.start, block.stop)]
+        arrays = []
         for name, column in columns.items():
             arrays.append(column[block])
-            check_finite(arrays[-1], name, _OWNER, start)
+            if name in TYPES:
+                check_finite(arrays[-1], name, _OWNER, start)
         if table is not None:
             # One contiguous copy of the transpose: Arrow takes whole columns.
             by_class = np.ascontiguousarray(table[block].T)
             check_finite(by_class.T, "probabilities", _OWNER, start)
             arrays.extend(by_class)
         yield pa.record_batch(
-            [
-                pa.array(values.astype(field.type.to_pandas_dtype(), copy=False), field.type)
-                for values, field in zip(arrays, schema, strict=True)
-            ],
+            [_arrow_array(values, field) for values, field in zip(arrays, schema, strict=True)],
             schema=schema,
         )
+
+
+def _arrow_array(values: Array, field: pa.Field) -> pa.Array:
+    if pa.types.is_string(field.type):
+        return pa.array([None if v is None else str(v) for v in values.tolist()], field.type)
+    return pa.array(values.astype(field.type.to_pandas_dtype(), copy=False), field.type)
 
 
 def _labels_path(folder: Path) -> Path:

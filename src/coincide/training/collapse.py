@@ -16,6 +16,10 @@ _HIGH = 0.5  # loss relative to ln K
 _NAMED = 5
 
 
+class ClusteringWarning(UserWarning):
+    """The clustering looks wrong, or will: dead or merged clusters, a loss that never fell."""
+
+
 class Advice(NamedTuple):
     """What to try, in the words of those who can try it."""
 

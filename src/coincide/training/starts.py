@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from coincide.training.history import EpochRecord, StepRecord
 from coincide.training.loop import Data, Trainer
+from coincide.training.randomness import own_generators, seeded
 
 _JUDGED_SHARE = 0.25  # of a round's epochs, its last: their mean loss is what a start is worth
 _LOOKED_AT = 100  # rows, for whether predictions are numbers
@@ -214,7 +215,7 @@ class Starts:
     @contextmanager
     def _randomness(self, start: _Start) -> Iterator[None]:
         """Give the start its own random states, and keep them when it stops."""
-        with torch.random.fork_rng(devices=self._devices()):
+        with own_generators(self._device):
             torch.set_rng_state(start.random[0])
             for device, state in zip(self._devices(), start.random[1:], strict=True):
                 torch.cuda.set_rng_state(state, device)
@@ -263,14 +264,6 @@ class Starts:
             start.random = [own.pop(f"random.{n}") for n in range(1 + len(self._devices()))]
             start.diverged = seed in about["diverged"]
             start.trainer.restore(own, about["starts"][str(seed)])
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators inside the block and leave them as they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _is_finite(module: nn.Module) -> bool:

@@ -7,6 +7,7 @@ network of the user's own is code, and code never comes from a file: it must be 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -45,6 +46,8 @@ class ImageModel:
     white : float
         The integer that became 255 in the images it was trained on: what
         :func:`~coincide.data.images.read_images` takes.
+    cluster_names : tuple of str, or None
+        What each cluster stands for, "" for nothing, where that is known.
     """
 
     network: nn.Module
@@ -53,6 +56,7 @@ class ImageModel:
     device: torch.device
     half: bool = False
     white: float = math.inf
+    cluster_names: tuple[str, ...] | None = None
 
     def predict_proba(self, images: Array) -> NDArray[np.float32]:
         """Return the probability of each cluster for each image.
@@ -79,8 +83,10 @@ class ImageModel:
         return probs
 
 
-def save_image_model(folder: Path, run: ImageRun) -> None:
-    """Write the network of a run and how to build it again."""
+def save_image_model(
+    folder: Path, run: ImageRun, cluster_names: Sequence[str] | None = None
+) -> None:
+    """Write the network of a run, how to build it again, and what the clusters stand for."""
     own = not isinstance(run.config.network, str) or ":" in run.config.network
     description = {
         "kind": KIND,
@@ -89,6 +95,7 @@ def save_image_model(folder: Path, run: ImageRun) -> None:
         "std": run.std,
         "white": None if math.isinf(run.white) else run.white,
         "own_network": own,
+        "cluster_names": None if cluster_names is None else list(cluster_names),
         "config": as_json(asdict(run.config)),
     }
     tensors = {f"network.{name}": t for name, t in run.network.state_dict().items()}
@@ -143,4 +150,6 @@ def load_image_model(
     if config.channels_last:
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     half = config.precision == "bfloat16"
-    return ImageModel(module, shape, config.n_clusters, place, half, white)
+    named = description.get("cluster_names")
+    names = None if named is None else tuple(map(str, named))
+    return ImageModel(module, shape, config.n_clusters, place, half, white, names)
