@@ -341,7 +341,7 @@ def test_another_stream_is_another_source(pipe, capsys):
         (b"", "standard input is empty"),
         (b"a,b\n1,x\n", "'b'"),
         (b"a,b\n1,2\n3\n", "Row 3 of standard input has 1 cells"),
-        (b"a,b\n1,nan\n2,3\n", "standard input must hold finite numbers"),
+        (b"a,b\n1,nan\n2,3\n", "Column 'b' of standard input has no value in row 0"),
         (b"PAR1 and no more", "standard input"),
         (gzip.compress(CSV.encode())[:-9], "Standard input is gzip that is cut short"),
         (b"\x1f\x8b\x08 and no more", "Standard input is gzip that is cut short"),

@@ -346,8 +346,11 @@ def test_a_folder_unlabeled_has_no_classes(folder):
     metrics = metrics_of(folder / "run")
     assert metrics["known_labels"] == 60
     assert metrics["model"]["n_clusters"] == 10
-    assert names(folder / "run") == RUN_FILES | {"images.csv"}
-    named = [row["image"] for row in rows_of(folder / "run" / "images.csv")]
+    assert names(folder / "run") == RUN_FILES
+    rows = rows_of(folder / "run" / "labels.csv")
+    named = [row["image"] for row in rows]
+    # Known classes keep their clusters.
+    assert all(row["class"] == f"class {row['cluster']}" for row in rows)
     assert len(named) == 120
     assert [name.startswith("unlabeled/") for name in named] == [True] * 60 + [False] * 60
     assert len(rows_of(folder / "run" / "labels.csv")) == 120
@@ -371,7 +374,9 @@ def test_complete_labels_change_nothing_but_the_scores(folder):
     models = [load_file(run / "model.safetensors") for run in runs]
     for model in models[1:]:
         assert_same_weights(model, models[0])
-    assert len({(run / "labels.csv").read_text() for run in runs}) == 1
+    rows = [rows_of(run / "labels.csv") for run in runs]
+    assert all(row.pop("class") for run in rows[:2] for row in run)  # matched, and named
+    assert rows[0] == rows[1] == rows[2]
     metrics = [metrics_of(run) for run in runs]
     assert metrics[0]["history"] == metrics[1]["history"] == metrics[2]["history"]
     assert metrics[0]["scores"]["nmi"] > metrics[1]["scores"]["nmi"]
@@ -392,7 +397,7 @@ def test_odd_photos_train_and_what_could_not_be_read_is_named(folder, capsys):
     assert all(reason for reason in skipped.values())
     assert metrics["source"]["rows"] == 16
     assert any("and 3 more" in note for note in metrics["warnings"])
-    assert len(rows_of(folder / "run" / "images.csv")) == 16
+    assert len({row["image"] for row in rows_of(folder / "run" / "labels.csv")}) == 16
 
 
 def test_photos_of_which_none_can_be_read_are_refused_with_reasons(folder, fails):

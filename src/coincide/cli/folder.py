@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from coincide._files import DESCRIPTION, TENSORS, sync
-from coincide.data.vectors import BUILT_IN
+from coincide.data.vectors import BUILT_IN, name_of
 from coincide.report.run_folder import (
     GALLERY,
     LABELS_CSV,
@@ -107,8 +107,7 @@ def default_name(source: str) -> str:
     """Return the name of a source before it is read (see :attr:`Source.name`)."""
     if source == STANDARD:
         return "stdin"
-    path = Path(source).resolve()
-    return path.name if path.is_dir() else path.stem
+    return name_of(Path(source))
 
 
 def is_unfinished(folder: Path) -> bool:

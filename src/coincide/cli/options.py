@@ -95,7 +95,7 @@ MODEL = (
         "scaling",
         str,
         "unit-norm",
-        "of the features; columns with names of their own: standard",
+        "of the features; standard where columns have own names",
         ("unit-norm", "standard", "none"),
     ),
     Option("n_init", int, "auto", f"of which the best is kept{_RESTARTS}"),

@@ -157,7 +157,7 @@ def _read(source: str | Path, asked: Asked, header: bool | None, split: str | No
         _checked_kind(path)
         table = tables.read_table(path, asked, header=header, split=split)
         found = Source(
-            _name(path),
+            name_of(path),
             table.features,
             columns=table.columns,
             feature_names=table.feature_names,
@@ -171,7 +171,7 @@ def _read(source: str | Path, asked: Asked, header: bool | None, split: str | No
             raise SourceError(f"{source} is no table as text or of parts, which {what} is for.")
     array = _read_array(source, asked)
     found = Source(
-        _name(path),
+        name_of(path),
         array.features,
         columns=array.columns,
         feature_names=array.columns,
@@ -228,7 +228,7 @@ def _neighbor(path: Path) -> str:
         return ""
 
 
-def _name(path: Path) -> str:
+def name_of(path: Path) -> str:
     """Return the name of a source at ``path``, also when that is ``.``."""
     resolved = path.resolve()
     if resolved.is_dir():
