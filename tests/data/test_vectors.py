@@ -267,6 +267,8 @@ def test_missing_sources(source, words):
         ("a.csv.gz", "a,b\n1,2\n", "cannot be read as CSV"),
         ("a.jsonl", '{"a": 1}\n{"a":', "cannot be read as JSON"),
         ("a.json", "[1, 2]", "cannot be read as JSON"),
+        ("a.json", '{"a": [1, 2]}', "it is one object, not a list of records"),
+        ("a.csv", "a,target\n1,0.5\n2,0.7\n", "Row 0 has 0.5 (2 such rows). Is it a feature?"),
         ("a.feather", "no table", "cannot be read as Feather"),
         ("a.npz", {"format": b"csr", "shape": [2, 2], "data": [1.0]}, "cannot be read as .npz"),
         ("a.csv", "e\n[1 2]\n[1 x]\n", "The list of row 1"),

@@ -52,10 +52,8 @@ def predict(arguments: Namespace) -> dict[str, Any]:
     if path != Path(STANDARD):
         check_file(path, replace=arguments.overwrite or arguments.out is None)
     with timed(timings, "read"):
-        inputs, beside = (
-            _vectors(arguments, model) if images is None else _images(arguments, images)
-        )
-    return _label(arguments, path, model, inputs, beside, timings=timings)
+        read = _vectors(arguments, model) if images is None else _images(arguments, images)
+    return _label(arguments, path, model, *read, timings=timings)
 
 
 class Beside(NamedTuple):

@@ -174,7 +174,10 @@ def _read_json(path: Path) -> pa.Table:
         with pa.input_stream(str(path)) as stream:
             if stream.read(1) != b"[":
                 with pa.input_stream(str(path)) as lines:
-                    return pa.json.read_json(lines)
+                    table = pa.json.read_json(lines)
+                if kind_of(path) == ".json" and table.num_rows == 1:
+                    raise ValueError("it is one object, not a list of records, one a row")
+                return table
             return pa.Table.from_pylist(json.loads(b"[" + stream.read()))
     except (*DAMAGED, ValueError, TypeError, AttributeError, EOFError) as error:
         raise SourceError(f"{path} cannot be read as JSON ({first_line(error)}).") from error

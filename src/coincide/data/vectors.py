@@ -117,7 +117,12 @@ def load_source(
         found = replace(found, said=(*found.said, *said))
     if stored is None:
         return found
-    codes, names = _encode_labels(stored, len(found.features), where, class_names)
+    try:
+        codes, names = _encode_labels(stored, len(found.features), where, class_names)
+    except SourceError as error:
+        if labels is None and label_column is None and columns is None and is_table(source):
+            raise SourceError(f"{error} Is it a feature? --columns names these.") from error
+        raise
     unknown = len(found.features) if codes is None else int((codes < 0).sum())
     if unknown:
         sentence = f"{where}: {unknown} of {len(stored)} rows have no label."
