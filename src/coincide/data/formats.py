@@ -23,11 +23,11 @@ from coincide.data.errors import SourceError, first_line, quoted
 from coincide.data.splits import canonical_split, check_only_split, choose_split, parts_of_split
 
 PARQUET = (".parquet", ".parq", ".pq")
-_FEATHER = (".feather", ".arrow", ".ipc")
-_JSON = (".jsonl", ".ndjson", ".json")
+FEATHER = (".feather", ".arrow", ".ipc")
+JSON = (".jsonl", ".ndjson", ".json")
 COMPRESSED = (".gz", ".bz2", ".zst")
 TEXT = delimited.SUFFIXES
-SUFFIXES = (*delimited.SUFFIXES, *PARQUET, *_FEATHER, *_JSON)
+SUFFIXES = (*delimited.SUFFIXES, *PARQUET, *FEATHER, *JSON)
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ def open_table(path: Path, *, header: bool | None = None, split: str | None = No
         table = _open_parts(path, split)
     elif kind in PARQUET:
         table = _open_parquet(path, [path], ())
-    elif kind in _FEATHER:
+    elif kind in FEATHER:
         table = in_memory(path, _read_feather(path))
-    elif kind in _JSON:
+    elif kind in JSON:
         table = in_memory(path, _read_json(path))
     else:
         found, layout = read_delimited(path, header)

@@ -25,8 +25,8 @@ from coincide.data.labels import encode_labels
 __all__ = ["BUILT_IN", "SUFFIXES", "Source", "SourceError", "is_table", "load_source"]
 
 BUILT_IN = ("digits",)
-_ARRAYS = (".npy", ".npz", ".h5ad")
-SUFFIXES = (*_ARRAYS, *formats.SUFFIXES)
+ARRAYS = (".npy", ".npz", ".h5ad")
+SUFFIXES = (*ARRAYS, *formats.SUFFIXES)
 
 _BLOCK_BYTES = 16 << 20  # of a memory-mapped file looked at together
 
@@ -214,7 +214,7 @@ def _checked_kind(path: Path) -> str:
             " is for coincide train."
         )
     kind = formats.kind_of(path)
-    if kind not in SUFFIXES or (kind in _ARRAYS and path.suffix.lower() != kind):
+    if kind not in SUFFIXES or (kind in ARRAYS and path.suffix.lower() != kind):
         got = f"the suffix {path.suffix!r}" if path.suffix else "no suffix"
         raise SourceError(
             f"{path} has {got}: a source must be {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]},"
@@ -250,7 +250,7 @@ def _read_label_file(path: Path, rows: int) -> tuple[Array, list[str]]:
     kind = _checked_kind(path)
     if kind == ".npy":
         return open_npy(path), []
-    if kind in _ARRAYS:
+    if kind in ARRAYS:
         raise SourceError(f"A file of labels must be .npy or a table. Got {path} instead.")
     table = formats.open_table(path)
     said = list(table.said)

@@ -109,7 +109,7 @@ def read_images(
         Grey or RGB. By default grey if all images are.
     white : float, optional
         The integer that becomes 255, as in the images that a network was trained on: its
-        :attr:`ImageSource.white`. By default 2^b - 1 with the fewest bits b that hold the largest
+        ``ImageSource.white``. By default 2^b - 1 with the fewest bits b that hold the largest
         value of the source. ``inf`` for the largest that bytes and 16 bits can hold.
     cache : bool, str or Path, optional
         Where decoded images are kept for the next time: a folder; by default that of the system's
