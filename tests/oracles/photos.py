@@ -48,6 +48,30 @@ def deep_png(pixels):
     )
 
 
+def deep_tiff(pixels, *, packed):
+    """Return a TIFF of 16 bits in colors (H, W, 3), its pixels packed or not."""
+    height, width, _ = pixels.shape
+    data = pixels.astype("<u2").tobytes()
+    data = zlib.compress(data) if packed else data
+    bits_at = 8 + 2 + 12 * 10 + 4
+    short, long = 3, 4
+    entries = [
+        (256, long, 1, width),
+        (257, long, 1, height),
+        (258, short, 3, bits_at),
+        (259, long, 1, 8 if packed else 1),
+        (262, long, 1, 2),
+        (273, long, 1, bits_at + 6),
+        (277, long, 1, 3),
+        (278, long, 1, height),
+        (279, long, 1, len(data)),
+        (284, long, 1, 1),
+    ]
+    table = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    return head + table + struct.pack("<IHHH", 0, 16, 16, 16) + data
+
+
 def damaged_png():
     """Return a PNG whose header is fine and whose pixels are cut off."""
     whole = encoded(photo(40, 40))

@@ -7,7 +7,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from coincide.data.images import ImageRows, channel_statistics, read_images
-from photos import deep_png, encoded, refusal, save
+from photos import deep_png, deep_tiff, encoded, refusal, save
 
 
 @pytest.fixture(autouse=True)
@@ -224,11 +224,19 @@ def alpha16(values):
     return deep_png(np.stack([values, values, values, np.full_like(values, 65535)], -1))
 
 
+def tiff16(values):
+    return deep_tiff(np.stack([values, values // 2, values // 3], -1), packed=False)
+
+
+def packed16(values):
+    return deep_tiff(np.stack([values, values // 2, values // 3], -1), packed=True)
+
+
 def grey32(values):
     return encoded(Image.fromarray(values.astype(np.int32)), "TIFF")
 
 
-@pytest.mark.parametrize("write", [grey16, color16, alpha16, grey32])
+@pytest.mark.parametrize("write", [grey16, color16, alpha16, tiff16, packed16, grey32])
 @pytest.mark.parametrize("top", [1, 100, 255, 4095, 4000, 65535])
 def test_deep_pictures_keep_all_of_their_depth(tmp_path, write, top):
     root = tmp_path / "set"

@@ -11,6 +11,7 @@ never of one image: what is brighter than another stays so. Floats have no bits:
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -24,11 +25,12 @@ DEEP = 65535  # what a picture of more than 8 bits can hold, unless it holds mor
 OWN = math.inf  # white of sources without integers, and of those of which none is known
 
 DEEP_GREY = ("I;16", "I;16B", "I;16L", "I;16N", "I")
-# How Pillow unpacks colors of 16 bits, of which it keeps the high byte: where the low one is.
+_OTHER_BYTE = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
+# How Pillow unpacks colors of 16 bits, of which it keeps the high byte: how the low one is kept.
 _LOW_BYTE = {
     f"{mode};16{order}": f"{mode};16{other}"
     for mode in ("RGB", "RGBA")
-    for order, other in (("B", "L"), ("L", "B"))
+    for order, other in _OTHER_BYTE.items()
 }
 
 
@@ -69,8 +71,11 @@ def deep_values(image: Image.Image, again: Callable[[], Image.Image]) -> Array:
     with again() as low:
         other = _LOW_BYTE[_raw_mode(low)]
         tiles = _tiles(low)
-        for number, (*place, args) in enumerate(tiles):
-            tiles[number] = (*place, (other, *args[1:]) if isinstance(args, tuple) else other)
+        for number, tile in enumerate(tiles):
+            args = (other, *tile[3][1:]) if isinstance(tile[3], tuple) else other
+            # Before Pillow 11 a tile is a plain tuple.
+            named = hasattr(tile, "_replace")
+            tiles[number] = tile._replace(args=args) if named else (*tile[:3], args)
         low_bytes: Array = np.asarray(low)
     return 256 * np.asarray(image).astype(np.uint16) + low_bytes
 
