@@ -2,6 +2,7 @@
 
 import errno
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -132,6 +133,18 @@ def test_large_files_are_looked_at_in_places(tmp_path, place, moved):
         path.write_bytes(content)
     os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
     assert fingerprint([path], None) != before
+
+
+@pytest.mark.parametrize("begin", np.linspace(0, (1 << 20) - 40_000, 7).astype(int))
+def test_large_files_that_the_system_takes_for_the_same(tmp_path, monkeypatch, begin):
+    about = SimpleNamespace(st_size=1 << 20, st_mtime_ns=1, st_ctime_ns=1, st_ino=1)
+    monkeypatch.setattr(os, "fstat", lambda _: about)
+    content = bytearray(1 << 20)
+    (tmp_path / "large").write_bytes(content)
+    before = fingerprint([tmp_path / "large"], None)
+    content[begin : begin + 40_000] = b"1" * 40_000
+    (tmp_path / "large").write_bytes(content)
+    assert fingerprint([tmp_path / "large"], None) != before
 
 
 @pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "no"), OSError(errno.EIO, "?")])

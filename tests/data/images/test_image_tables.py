@@ -114,11 +114,18 @@ def test_parquet_may_name_files_or_hold_plain_bytes(tmp_path):
     assert found.ids == ("photos/a.png", "ignored.png")
     np.testing.assert_array_equal(found.rows, [0, 2])
     assert found.skipped == (("photos/no.png", "No such file or directory"),)
-    save(photo(4, 4, seed=1), tmp_path / "photos" / "a.png")
-    changed = read_images(tmp_path / "a.parquet").images[0]
-    np.testing.assert_array_equal(changed, drawn(photo(4, 4, seed=1)))
     pq.write_table(pa.table({"img": [encoded(photo(4, 4))] * 2}), tmp_path / "b.parquet")
     assert read_images(tmp_path / "b.parquet").images.shape == (2, 3, 4, 4)
+
+
+def test_a_file_that_a_row_names_is_read_anew_when_it_changes(tmp_path):
+    records = [{"bytes": None, "path": f"{name}.png"} for name in "ab"]
+    pq.write_table(pa.table({"picture": records}), tmp_path / "a.parquet")
+    for seed in (0, 1):
+        save(photo(4, 4, seed=seed), tmp_path / "a.png")
+        save(photo(4, 4, seed=2), tmp_path / "b.png")
+        images = read_images(tmp_path / "a.parquet").images
+        np.testing.assert_array_equal(images[0], drawn(photo(4, 4, seed=seed)))
 
 
 ITEMS = [encoded(photo(4, 4, seed=seed)) for seed in range(3)]
