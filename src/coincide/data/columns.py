@@ -77,7 +77,7 @@ def choose_roles(
     for name in (*(asked.features or ()), asked.label, asked.id):
         if name is not None:
             check_known([name], names, where, "column")
-    label = asked.label or _named_label(names, asked, where)
+    label = asked.label or named_label(names, (*(asked.features or ()), asked.id), where)
     left_out: dict[str, str] = {}
     for name in names:
         if name == label or name in (asked.features or ()):
@@ -103,6 +103,19 @@ def named_as_label(name: str, names: Sequence[str]) -> bool:
     if plain == "y":
         return "x" not in map(_plain, names)
     return plain in _LABELS or _words(name)[-1:] in (["label"], ["labels"])
+
+
+def named_label(names: Sequence[str], taken: Sequence[str | None], where: str) -> str | None:
+    """Return the column called like labels; refuse several that could as well be meant."""
+    alike = [name for name in names if named_as_label(name, names) and name not in taken]
+    whole = [name for name in alike if _plain(name) in (*_LABELS, "y")]
+    found = whole or alike
+    if len(found) > 1:
+        raise SourceError(
+            f"{where} has several columns that could be the labels, {quoted(found)}: name one with"
+            " --label-column."
+        )
+    return found[0] if found else None
 
 
 def named_as_id(name: str) -> bool:
@@ -150,17 +163,3 @@ def _plain(name: str) -> str:
 def _words(name: str) -> list[str]:
     """Return the words of a name, as in ``passenger_id`` and ``PassengerId``."""
     return [word.lower() for word in _WORDS.findall(name)]
-
-
-def _named_label(names: Sequence[str], asked: Asked, where: str) -> str | None:
-    """Return the column called like labels; refuse several that could as well be meant."""
-    taken = (*(asked.features or ()), asked.id)
-    alike = [name for name in names if named_as_label(name, names) and name not in taken]
-    whole = [name for name in alike if _plain(name) in (*_LABELS, "y")]
-    found = whole or alike
-    if len(found) > 1:
-        raise SourceError(
-            f"{where} has several columns that could be the labels, {quoted(found)}: name one with"
-            " --label-column."
-        )
-    return found[0] if found else None

@@ -20,7 +20,12 @@ from coincide._names import natural_key
 from coincide.data import delimited
 from coincide.data.delimited import DAMAGED, read_delimited
 from coincide.data.errors import SourceError, first_line, quoted
-from coincide.data.splits import canonical_split, check_only_split, choose_split, parts_of_split
+from coincide.data.splits import (
+    check_only_split,
+    choose_part,
+    describe_choice,
+    parts_of_split,
+)
 
 PARQUET = (".parquet", ".parq", ".pq")
 FEATHER = (".feather", ".arrow", ".ipc")
@@ -197,16 +202,15 @@ def _open_saved(path: Path, split: str | None) -> Table:
         found = library.load_from_disk(str(path))
     except Exception as error:  # the library raises nearly anything of a damaged folder
         raise SourceError(f"{path} cannot be read by `datasets` ({first_line(error)}).") from error
-    said: tuple[str, ...] = ()
+    said: list[str] = []
     if isinstance(found, library.DatasetDict):
-        splits = {canonical_split(name) or name: part for name, part in found.items()}
-        name = split or (next(iter(splits)) if len(splits) == 1 else "train")
-        if len(splits) > 1:
-            said = (f"{path}: read the split {name!r} of {quoted(list(splits))} (--split).",)
-        found = choose_split(path, splits, name)
+        only = next(iter(found)) if split is None and len(found) == 1 else None
+        name = only or choose_part(path, found, split or "train")
+        said = describe_choice(path, name, found)
+        found = found[name]
     elif split is not None:
         check_only_split(path, split)
-    return in_memory(path, found.with_format("arrow")[:], said)
+    return in_memory(path, found.with_format("arrow")[:], tuple(said))
 
 
 def datasets_library(source: object) -> Any:

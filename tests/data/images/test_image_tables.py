@@ -195,7 +195,12 @@ def beside_images(folder, columns, name="metadata.csv"):
         ({"label": ["b", "a", "b"]}, None, ("label", [1, 0, 1])),
         ({" Class": ["10", "9", None]}, None, (" Class", [1, 0, -1])),
         ({"other": [1, 2, 3], "TARGET": [5, -1, 5]}, None, ("TARGET", [0, -1, 0])),
-        ({"class": [1, 2, 3], "label": [4, 4, 5]}, None, ("label", [0, 0, 1])),
+        ({"fine_label": [1, 2, 3], "label": [4, 4, 5]}, None, ("label", [0, 0, 1])),
+        (
+            {"fine_label": [4, 4, 5], "x": [1, 1, 1], "y": [1, 2, 3]},
+            None,
+            ("fine_label", [0, 0, 1]),
+        ),
         ({"fine ": ["x", " ", "y"], "class": [1, 2, 3]}, "fine", (None, [0, -1, 1])),
         ({"label": [None, None, None]}, None, ("label", None)),
         ({"label": [-1, -1, -1]}, None, ("label", None)),
@@ -257,6 +262,26 @@ def test_tables_beside_images(tmp_path, name):
     )
 
 
+def test_a_table_of_another_country(tmp_path):
+    root = beside_images(tmp_path, {})
+    text = "\ufefffile_name;Class ;size\r\nimages/0.png;hot;1\r\nimages/2.png;;2\r\n"
+    (root / "metadata.csv").write_text(text)
+    found = read_images(root)
+    np.testing.assert_array_equal(found.labels, [0, -1, -1])
+    assert "semicolons" in found.note
+
+
+def test_a_table_beside_images_is_no_table_of_images(tmp_path):
+    root = beside_images(tmp_path, {"label": ["a", "b", "a"]})
+    pq.write_table(pa.table({"x": [1.0]}), root / "embeddings.parquet")
+    found = read_images(root)
+    assert found.label_names == ("a", "b")
+    assert found.skipped == (("embeddings.parquet", "not an image"),)
+    write_parquet(root / "data" / "train.parquet", ITEMS, list("xyz"))
+    (root / "embeddings.parquet").unlink()
+    assert read_images(root).label_names == ("x", "y", "z")
+
+
 def test_the_nearest_table_holds_and_other_parts_have_theirs(tmp_path):
     for part, classes in (("train", "xy"), ("test", "zw")):
         beside_images(tmp_path / part, {"label": [classes[0], classes[1], classes[0]]})
@@ -285,7 +310,7 @@ def test_tables_that_name_no_images(tmp_path):
     assert "could be the labels, 'label', 'label'" in refusal(root)
     assert "several columns 'label': rename" in refusal(root, label_column="label")
     (root / "metadata.csv").write_text("file_name,label\na.png,1,2\n")
-    assert "metadata.csv cannot be read (" in refusal(root)
+    assert "metadata.csv has 3 cells where 2 are expected" in refusal(root)
     (root / "metadata.csv").unlink()
     assert "without a metadata.csv: it has no column 'label'" in refusal(root, label_column="label")
 

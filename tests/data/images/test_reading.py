@@ -156,12 +156,12 @@ def test_splits_are_told_by_the_words_of_their_names(tmp_path, train, test, stra
     found = read_images(root)
     assert found.ids == (f"{train}/cat/1.png", f"{train}/dog/2.png")
     assert found.label_names == ("cat", "dog")
-    assert found.note.startswith("The part 'seg_train' was" if "seg" in train else "The part '")
+    others = [name for name in test.split("/") if name not in ("all", "data", "set")]
+    assert found.note.endswith(f"'; --split takes {others[0]!r}.")
     assert len(found.skipped) == len(skipped)
     for (name, reason), (stray, why) in zip(found.skipped, skipped.items(), strict=True):
         assert (name, why in reason) == (base + stray, True)
-    asked = next(name for name in test.split("/") if name not in ("all", "data", "set"))
-    assert read_images(root, split=asked).ids == (f"{test}/cat/1.png", f"{test}/dog/2.png")
+    assert read_images(root, split=others[0]).ids == (f"{test}/cat/1.png", f"{test}/dog/2.png")
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_the_very_name_of_a_folder_is_a_split(tmp_path):
     root = write_set(tmp_path / "set", *places)
     found = read_images(root, split="b")
     assert (found.ids, found.labels) == (("b/1.png", "b/2.png"), None)
-    assert found.note == "The part 'b' was read, not 'a'."
+    assert found.note == f"{root}: read the split 'b'; --split takes 'a'."
     assert "has no split 'c'" in refusal(root, split="c")
     for part in ("x-train", "test", "pred"):
         write_set(tmp_path / "parts" / part, *places)

@@ -14,8 +14,8 @@ from coincide.data.arrays import open_npy, open_npz
 from coincide.data.errors import Array, SourceError, check_known, first_line
 from coincide.data.images import depth
 from coincide.data.images.listing import missing_source
-from coincide.data.images.splits import check_only_split
 from coincide.data.labels import encode_labels
+from coincide.data.splits import check_only_split
 
 _SUFFIXES = (".npy", ".npz")
 _BLOCK_BYTES = 16 << 20  # of floats turned into bytes together

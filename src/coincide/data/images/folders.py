@@ -15,8 +15,9 @@ import numpy as np
 
 from coincide._checks import UNKNOWN
 from coincide._names import natural_key
+from coincide.data import splits
 from coincide.data.errors import Array, SourceError, quoted
-from coincide.data.images import decoding, metadata, splits
+from coincide.data.images import decoding, metadata
 from coincide.data.images.decoding import CHUNK, Item
 from coincide.data.images.listing import Listing
 
@@ -133,7 +134,7 @@ def _choose_part(root: Path, split: str) -> _Part:
         [*way, *below[:-1]],
         [names[name] for name in beside],
         [names[name] for name in unlabeled if splits.named_split(chosen) == "train"],
-        splits.describe_choice(chosen, parts or [*names]),
+        " ".join(splits.describe_choice(base, chosen, parts or names)),
     )
 
 
@@ -184,7 +185,7 @@ class _Look:
 
     def holding(self) -> list[Path]:
         """Return the folders that hold images."""
-        return [folder for folder in self.folders if _holds_images(folder)]
+        return [folder for folder in self.folders if holds_images(folder)]
 
 
 def _look(folder: Path) -> _Look:
@@ -207,7 +208,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _holds_images(folder: Path) -> bool:
+def holds_images(folder: Path) -> bool:
     """Whether there is an image in a folder or below."""
     met: set[tuple[int, int]] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
@@ -241,7 +242,7 @@ def _by_class(walk: _Walk, part: _Part) -> dict[str, list[Path]]:
         for file in loose:
             walk.skip(file, "outside the folders of splits")
         for empty in folders:
-            if not _holds_images(empty):
+            if not holds_images(empty):
                 walk.images(empty)  # for what it holds instead
     for folder in part.beside:
         walk.skip(folder, "beside the folders of splits")

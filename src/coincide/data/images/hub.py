@@ -12,11 +12,12 @@ from typing import Any
 import pyarrow as pa
 
 from coincide.data.errors import SourceError, first_line
+from coincide.data.formats import datasets_library
 from coincide.data.images import decoding
 from coincide.data.images.decoding import CHUNK
 from coincide.data.images.listing import Listing, closest_source, missing_source
-from coincide.data.images.splits import check_only_split, choose_part, describe_choice
 from coincide.data.images.tables import ImageTable, list_table
+from coincide.data.splits import check_only_split, choose_part, describe_choice
 
 # What `datasets` calls a set on the hub.
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -35,14 +36,9 @@ _SUFFIXES = (
 )
 
 
-def is_saved(folder: Path) -> bool:
-    """Whether ``save_to_disk`` wrote the folder."""
-    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
-
-
 def list_saved(path: Path, split: str, label_column: str | None) -> Listing:
     """List what ``Dataset.save_to_disk`` wrote."""
-    library = _datasets_library(path)
+    library = datasets_library(path)
     try:
         found = library.load_from_disk(str(path))
     except Exception as error:  # the library raises nearly anything of a damaged folder
@@ -50,7 +46,7 @@ def list_saved(path: Path, split: str, label_column: str | None) -> Listing:
     note = ""
     if isinstance(found, library.DatasetDict):
         chosen = choose_part(path, found, split)
-        note = describe_choice(chosen, list(found))
+        note = " ".join(describe_choice(path, chosen, found))
         found = found[chosen]
     else:
         check_only_split(path, split)
@@ -59,7 +55,7 @@ def list_saved(path: Path, split: str, label_column: str | None) -> Listing:
 
 def list_loadable(path: Path, split: str, label_column: str | None) -> Listing:
     """List a folder of a layout that only ``datasets.load_dataset`` knows."""
-    library = _datasets_library(path)
+    library = datasets_library(path)
     try:
         found = library.load_dataset(str(path.absolute()), split=split)
     except Exception as error:  # as above
@@ -76,7 +72,7 @@ def list_hub(source: str | Path, split: str, label_column: str | None) -> Listin
     name = str(source)
     if isinstance(source, Path) or _is_path(name):
         raise missing_source(source)
-    library = _datasets_library(name)
+    library = datasets_library(name)
     hub = import_module("huggingface_hub")
     refused: Exception | None = None
     try:
@@ -138,12 +134,3 @@ def _list_dataset(found: Any, name: str, label_column: str | None, note: str = "
     schema = found.features.arrow_schema
     table = ImageTable(name, schema, len(found), batches, Path(), files or None, note)
     return list_table(table, label_column)
-
-
-def _datasets_library(source: object) -> Any:
-    try:
-        return import_module("datasets")
-    except ImportError as error:
-        raise SourceError(
-            f'Reading {str(source)!r} needs the package datasets: pip install "coincide[images]".'
-        ) from error

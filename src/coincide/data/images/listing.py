@@ -10,11 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from coincide._names import closest
+from coincide.data.columns import named_label
 from coincide.data.errors import Array, SourceError, check_known, quoted
 from coincide.data.images.decoding import Chunks
 from coincide.data.vectors import BUILT_IN
-
-_LABEL_NAMES = ("label", "labels", "class", "target")  # in any case, with blanks around
 
 
 @dataclass(frozen=True)
@@ -38,42 +37,34 @@ class Listing:
     label_note: str = ""
 
 
-@dataclass(frozen=True)
-class LabelColumn:
-    """The column of labels, None if there is none, and how it was found."""
-
-    name: str | None
-    note: str = ""
-
-
 def find_label_column(
     schema: pa.Schema, asked: str | None, where: str, described: Sequence[str] = ()
-) -> LabelColumn:
-    """Return the column asked for; else the one called ``label`` or the like, or of classes.
+) -> tuple[str | None, str]:
+    """Return the column asked for, or the one of labels, if any; and how it was found.
 
     ``described`` are the columns that the source itself says to be classes.
     """
     names: list[str] = schema.names
     if asked is not None:
-        if asked not in names and [n.strip() for n in names].count(asked.strip()) == 1:
-            return LabelColumn(next(n for n in names if n.strip() == asked.strip()))
-        check_known([asked], names, where, "column")
-        if names.count(asked) > 1:
-            raise SourceError(f"{where} has several columns {asked!r}: rename all but one.")
-        return LabelColumn(asked)
+        stripped = [name for name in names if name.strip() == asked.strip()]
+        if asked in names or len(stripped) != 1:
+            check_known([asked], names, where, "column")
+            if names.count(asked) > 1:
+                raise SourceError(f"{where} has several columns {asked!r}: rename all but one.")
+            return asked, ""
+        return stripped[0], ""
     plain = [field.name for field in schema if not pa.types.is_nested(field.type)]
-    called = [name for name in plain if name.strip().lower() in _LABEL_NAMES]
-    first = [name for name in called if name.strip().lower() == _LABEL_NAMES[0]]
-    found = first or called or list(described)
-    if len(found) > 1:
+    found = named_label(plain, (), where)
+    if found is None and len(described) > 1:
         raise SourceError(
-            f"{where} has several columns that could be the labels, {quoted(found)}: name one with"
+            f"{where} has several columns of classes, {quoted(described)}: name one with"
             " --label-column."
         )
-    if found:
-        return LabelColumn(found[0], f"The labels are the column {found[0]!r} of {where}.")
+    found = found or next(iter(described), None)
+    if found is not None:
+        return found, f"The labels are the column {found!r} of {where}."
     others = f"No column of {where} was taken for labels. It has {quoted(names)}."
-    return LabelColumn(None, others if names else "")
+    return None, others if names else ""
 
 
 def missing_source(source: str | Path) -> SourceError:

@@ -9,18 +9,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet
 
-from coincide.data.errors import Array, SourceError, first_line, quoted
+from coincide.data.errors import Array, SourceError, quoted
+from coincide.data.formats import Table, open_table
 from coincide.data.images.listing import find_label_column
 from coincide.data.labels import encode_labels
 
-PARQUET = "metadata.parquet"
-NAMES = ("metadata.csv", "metadata.jsonl", PARQUET)
+NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _FILE_NAMES = ("file_name", "filename")  # in any case, with blanks around
 
 
@@ -47,22 +45,22 @@ def read_metadata(
     listed: set[str] = set()
     column = None
     for path in sorted(tables, key=lambda table: len(table.parts)):
-        table = _read(path)
+        table = open_table(path, header=True)
         file_column = _file_column(table)
         if file_column is None:
             notes.append(
                 f"{path.name} was not read: it has no column 'file_name', only"
-                f" {quoted(table.column_names)}."
+                f" {quoted(table.schema.names)}."
             )
             continue
-        files = [_place(path.parent / str(name or "")) for name in table[file_column].to_pylist()]
+        files = [_place(path.parent / str(name or "")) for name in _values(table, file_column)]
         listed |= set(files)
         others = pa.schema([field for field in table.schema if field.name != file_column])
-        label = find_label_column(others, label_column, path.name)
-        notes += [label.note] if label.note and label.note not in notes else []
-        if label.name is not None:
-            column = label.name
-            values = table[label.name].to_pylist()
+        label, note = find_label_column(others, label_column, path.name)
+        notes += [said for said in (*table.said, note) if said and said not in notes]
+        if label is not None:
+            column = label
+            values = _values(table, label)
             encode_labels(values, f"column {column!r} of {path}")  # refused by their rows
             told |= _rows(files, values, path)
     if label_column is not None and column is None:
@@ -79,25 +77,13 @@ def read_metadata(
     return Metadata(column, codes, names, " ".join(notes), missing)
 
 
-def _read(path: Path) -> pa.Table:
-    try:
-        if path.name == PARQUET:
-            return pa.parquet.read_table(path, use_threads=False)
-        # One thread each, as in coincide.data.tables.
-        if path.suffix == ".jsonl":
-            return pa.json.read_json(path, pa.json.ReadOptions(use_threads=False))
-        return pa.csv.read_csv(
-            path,
-            pa.csv.ReadOptions(use_threads=False),
-            pa.csv.ParseOptions(newlines_in_values=True),
-        )
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{path} cannot be read ({first_line(error)}).") from error
-
-
-def _file_column(table: pa.Table) -> str | None:
-    named = (name for name in table.column_names if name.strip().lower() in _FILE_NAMES)
+def _file_column(table: Table) -> str | None:
+    named = (name for name in table.schema.names if name.strip().lower() in _FILE_NAMES)
     return next(named, None)
+
+
+def _values(table: Table, column: str) -> list[Any]:
+    return [value for batch in table.batches([column]) for value in batch.column(0).to_pylist()]
 
 
 def _place(file: Path) -> str:

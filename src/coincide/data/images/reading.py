@@ -18,6 +18,7 @@ from platformdirs import user_cache_path
 from torch import Tensor
 
 from coincide._checks import check_integer, parameter_message
+from coincide.data import formats
 from coincide.data.errors import Array, SourceError
 from coincide.data.images import depth, folders, hub, tables
 from coincide.data.images.arrays import Pixels, read_pixels
@@ -173,9 +174,10 @@ def _find(source: str | Path, split: str, label_column: str | None) -> Listing:
         return hub.list_hub(source, split, label_column)
     if path.is_file():
         return tables.list_parquet(path, split, label_column)
-    if hub.is_saved(path):
+    if formats.is_saved(path):
         return hub.list_saved(path, split, label_column)
-    if tables.parquet_parts(path):
+    # A table beside images is one thing, a table of images another.
+    if tables.has_images(path) or (formats.parquet_parts(path) and not folders.holds_images(path)):
         return tables.list_parquet(path, split, label_column)
     return folders.list_folder(path, split, label_column) or hub.list_loadable(
         path, split, label_column

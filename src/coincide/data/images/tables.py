@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,22 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from coincide._names import natural_key
+from coincide.data.columns import named_as_id
 from coincide.data.errors import SourceError, quoted
-from coincide.data.formats import reading_parquet
-from coincide.data.images import metadata
+from coincide.data.formats import PARQUET, parquet_parts, reading_parquet
 from coincide.data.images.decoding import CHUNK, Item
 from coincide.data.images.listing import Listing, find_label_column
-from coincide.data.images.splits import (
-    check_only_split,
-    choose_part,
-    describe_choice,
-    named_splits,
-)
 from coincide.data.labels import encode_labels
+from coincide.data.splits import check_only_split, parts_of_split
 from coincide.data.tables import described_columns
 
-# Columns of text that say what an image is called, if no two are called the same.
-_ID_NAMES = ("file_name", "filename", "path", "image_path", "id", "image_id")
+_FILE_NAMES = ("file_name", "filename", "path", "image_path")  # in any case, with blanks around
 
 
 @dataclass(frozen=True)
@@ -49,33 +44,23 @@ class ImageTable:
 # Parquet
 
 
-def parquet_parts(folder: Path) -> list[Path]:
-    """Return the Parquet files in a folder, or else in the folders in it, by name."""
-    for pattern in ("*.parquet", "*/*.parquet"):
-        parts = [part.relative_to(folder) for part in folder.glob(pattern) if part.is_file()]
-        shown = [part for part in parts if part.name[0] != "." and str(part)[0] != "."]
-        shown = [part for part in shown if part.name != metadata.PARQUET]
-        if shown:
-            return [folder / part for part in sorted(shown, key=lambda p: natural_key(str(p)))]
-    return []
-
-
 def _parts_of_split(folder: Path, split: str) -> tuple[list[Path], str]:
-    """Return the files whose path names the split, and what was chosen.
-
-    A path that names none is of ``train``.
-    """
-    splits: dict[str, list[Path]] = {}
-    for part in parquet_parts(folder):
-        named = named_splits(str(part.relative_to(folder).with_suffix("")))
-        splits.setdefault(named[-1] if named else "train", []).append(part)
-    chosen = choose_part(folder, splits, split)
-    folders = sorted({part.parent.name for part in splits[chosen]}, key=natural_key)
+    """Return the files of the split, and what was chosen."""
+    parts, said = parts_of_split(folder, parquet_parts(folder), split)
+    folders = sorted({part.parent.name for part in parts}, key=natural_key)
     if len(folders) > 1:
         raise SourceError(
             f"{folder} holds several sets, {quoted(folders)}: name the folder of one."
         )
-    return splits[chosen], describe_choice(chosen, list(splits))
+    return parts, " ".join(said)
+
+
+def has_images(folder: Path) -> bool:
+    """Whether there is Parquet in a folder, and a column of images in it, if it can be read."""
+    for part in parquet_parts(folder)[:1]:
+        with suppress(SourceError), reading_parquet(part), pq.ParquetFile(part) as file:
+            return any(_holds_images(field.type) for field in file.schema_arrow)
+    return False
 
 
 def list_parquet(path: Path, split: str, label_column: str | None) -> Listing:
@@ -87,7 +72,7 @@ def list_parquet(path: Path, split: str, label_column: str | None) -> Listing:
     """
     if path.is_dir():
         parts, note = _parts_of_split(path, split)
-    elif path.suffix.lower() == ".parquet":
+    elif path.suffix.lower() in PARQUET:
         check_only_split(path, split)
         parts, note = [path], ""
     else:
@@ -126,12 +111,12 @@ def list_table(table: ImageTable, label_column: str | None) -> Listing:
     column = _image_column(table, kinds)
     described = [name for name, kind in kinds.items() if kind.get("_type") == "ClassLabel"]
     others = pa.schema([field for field in table.schema if field.name != column])
-    label = find_label_column(others, label_column, table.name, described)
+    label, label_note = find_label_column(others, label_column, table.name, described)
     labels, label_names = None, None
-    if label.name is not None:
-        values = table.values(label.name)
-        named = kinds.get(label.name, {}).get("names")
-        labels, label_names = encode_labels(values, f"column {label.name!r} of {table.name}", named)
+    if label is not None:
+        values = table.values(label)
+        named = kinds.get(label, {}).get("names")
+        labels, label_names = encode_labels(values, f"column {label!r} of {table.name}", named)
 
     def chunks() -> Iterator[list[Item]]:
         for batch in table.batches(column, None):
@@ -151,7 +136,7 @@ def list_table(table: ImageTable, label_column: str | None) -> Listing:
         label_names,
         files,
         note=table.note,
-        label_note=label.note,
+        label_note=label_note,
     )
 
 
@@ -166,7 +151,8 @@ def _paths(table: ImageTable, column: str) -> list[str | None]:
 def _ids(table: ImageTable, paths: list[str | None]) -> list[str]:
     """Return what the images are called, if each is called differently; else their rows."""
     text = [f.name for f in table.schema if str(f.type) in ("string", "large_string")]
-    named = [name for wanted in _ID_NAMES for name in text if name.strip().lower() == wanted]
+    files = [name for name in text if name.strip().lower() in _FILE_NAMES]
+    named = files + [name for name in text if named_as_id(name)]
     stored = (table.values(name) for name in named)
     for found in (*stored, paths):
         if len(found) == table.rows and all(found) and len(set(found)) == len(found):
