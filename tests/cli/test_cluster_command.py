@@ -150,6 +150,16 @@ def test_labels_give_the_number_of_clusters_and_the_scores(blobs, tmp_path, caps
     assert "coincide-blobs/labels.csv" in printed
 
 
+def test_far_from_the_origin_kmeans_beside_us_is_that_of_scikit_learn(tmp_path):
+    times = X.astype(np.float64) + 1.7e9  # as seconds since 1970, of which float32 knows 128
+    np.savez(tmp_path / "times.npz", X=times, y=Y)
+    assert main(["cluster", "times.npz", "--quiet", *QUICK]) == 0
+    metrics = metrics_of(tmp_path / "coincide-times")
+    kmeans = KMeans(K, n_init=1, random_state=0).fit_predict(times)
+    assert metrics["kmeans"]["nmi"] == pytest.approx(normalized_mutual_info_score(Y, kmeans))
+    assert metrics["kmeans"]["accuracy"] == metrics["scores"]["accuracy"] == 1
+
+
 def test_labels_do_not_change_the_result(blobs, run, tmp_path):
     arguments = ["cluster", blobs, "-k", str(K), "--labels", "classes.npy", "--quiet", *QUICK]
     assert main([*arguments, "--out", "labelled"]) == 0

@@ -9,8 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
+from array_layouts import LAYOUTS
 from coincide.data import SourceError, load_source, vectors
 from coincide.data.vectors import is_table
 from written_sources import lists, refusal, saved
@@ -210,6 +213,28 @@ def test_tables_are_told_from_arrays(tmp_path):
     assert is_table("a.CSV")
     assert not is_table("digits")
     assert not is_table("a.npy")
+
+
+@st.composite
+def stored_arrays(draw):
+    """Draw a small array as NumPy can store it."""
+    kind = draw(st.sampled_from(["b1", "i1", "u2", "i8", "f2", "f4", "f8", "c8", "U2"]))
+    shape = draw(st.lists(st.integers(0, 5), min_size=0, max_size=3))
+    array = np.random.default_rng(draw(st.integers(0, 99))).integers(0, 2, shape).astype(kind)
+    array = array.astype(array.dtype.newbyteorder(draw(st.sampled_from("<>"))))
+    return draw(st.sampled_from([*LAYOUTS.values(), lambda same: same]))(array) if shape else array
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(array=stored_arrays(), suffix=st.sampled_from(["npy", "npz"]))
+def test_any_small_array_is_read_as_numpy_does_or_refused(tmp_path, array, suffix):
+    path = saved(tmp_path, f"a.{suffix}", array if suffix == "npy" else {"X": array})
+    if array.ndim == 2 and array.size and array.dtype.kind in "biuf":
+        found = load_source(path).features
+        np.testing.assert_array_equal(found, array)
+        assert found.dtype.isnative
+    else:
+        assert str(path) in refusal(path)
 
 
 # What is refused
