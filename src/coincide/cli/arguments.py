@@ -17,12 +17,14 @@ SOURCES = """\
 SOURCE is one of:
   digits          scikit-learn's handwritten digits, which need no file
   FILE.npy        a 2-D array, one row per point (memory-mapped)
-  FILE.npz        with one 2-D array, or one named features, X or x; labels or y are labels
-  FILE.parquet    numeric columns, or a column of equally long lists such as `embedding`
-  FILE.csv, .tsv  numeric columns, with or without a header row
-  FOLDER          with features.npy (and labels.npy), or with parts *.parquet
+  FILE.npz        with one 2-D array, or one named features, X or x; or sparse, as SciPy writes it
+  FILE.csv        or .tsv, .txt, also .gz: numeric columns, with or without a header row
+  FILE.parquet    or .feather, .jsonl: numeric columns, or lists of equal length (`embedding`)
+  FILE.h5ad       cells by genes
+  FOLDER          with features.npy (and labels.npy), parts *.parquet, or from save_to_disk
   -               standard input: CSV, gzip of CSV, or Parquet
-A column `label` holds labels unless --columns names it. Labels are never used for training."""
+Columns called label, class or target hold labels, those called id, or that number the rows, name
+these: both are no features unless --columns says so. Labels are never used for training."""
 
 IMAGE_SOURCES = """\
 SOURCE is one of:
@@ -35,7 +37,7 @@ Labels are used for scores alone, unless some are blank or --labeled-fraction sa
 
 EXAMPLES = {
     "cluster": """\
-  coincide cluster digits
+  coincide cluster table.csv -k 5
   coincide cluster embeddings.npy -k 20 --out topics --seed 1
   zcat points.csv.gz | coincide cluster - -k 5 --out points --json > points.json""",
     "train": """\

@@ -341,8 +341,10 @@ def _details(metrics: dict[str, Any], source: dict[str, Any]) -> list[tuple[str,
     training = part(metrics, "training", {})
     if training == part(part(metrics, "model", {}), "parameters", {}):
         training = {}  # said once
+    said = " ".join(map(str, part(source, "said", [])))
+    told = {name: value for name, value in source.items() if name != "said"}
     groups = [
-        ("Source", _pairs(source.items())),
+        ("Source", _pairs((told | {"said": said} if said else told).items())),
         ("Parameters", _pairs(parameters.items())),
         ("Training", _pairs(training.items())),
         (
