@@ -2,15 +2,19 @@
 
 import io
 import json
+import sys
 import warnings
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 from sklearn.datasets import load_digits
 
 from array_layouts import LAYOUTS
@@ -213,6 +217,32 @@ def test_tables_are_told_from_arrays(tmp_path):
     assert is_table("a.CSV")
     assert not is_table("digits")
     assert not is_table("a.npy")
+
+
+def test_cells_are_read_by_anndata(tmp_path, monkeypatch):
+    cells = pd.DataFrame({"Label": ["T", "B", "T", "T"], "n": [3, 4, 3, 3]}, index=list("wxyz"))
+    held = SimpleNamespace(
+        X=sparse.csr_array(NUMBERS),
+        obsm={"X_pca": NUMBERS[:, :2]},
+        obs=cells,
+        obs_names=cells.index,
+        var_names=pd.Index(["g", "h", "i"]),
+    )
+    path = saved(tmp_path, "cells.h5ad", b"read by the library alone")
+    monkeypatch.setitem(sys.modules, "anndata", None)
+    assert "pip install anndata" in refusal(path)
+    monkeypatch.setitem(sys.modules, "anndata", SimpleNamespace(read_h5ad=lambda path: held))
+    found = load_source(path)
+    np.testing.assert_array_equal(found.features, NUMBERS)
+    assert (found.labels.tolist(), found.label_names) == ([1, 0, 1, 1], ("B", "T"))
+    assert found.ids.tolist() == list("wxyz")
+    found = load_source(path, columns=["X_pca"], label_column="n")
+    np.testing.assert_array_equal(found.features, NUMBERS[:, :2])
+    assert found.label_names == ("3", "4")
+    assert found.feature_names == ("X_pca[0]", "X_pca[1]")
+    assert load_source(path, like=found.feature_names).columns == ("X_pca",)
+    np.testing.assert_array_equal(load_source(path, like=["i", "g"]).features, NUMBERS[:, [2, 0]])
+    assert "Did you mean 'X_pca'?" in refusal(path, columns=["X_pcs"])
 
 
 @st.composite

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def cluster(arguments: Namespace) -> dict[str, Any]:
     earlier = of_training(folder)
     timings: Timings = {}
     with timed(timings, "read"), readable(arguments) as given:
-        source = read_vectors(given, arguments.columns)
+        source = read_vectors(given)
     said = [*shown(source.said, given, arguments), *_choose_scaling(arguments, source)]
     if not arguments.quiet:
         print_notes(said, "note")
@@ -92,11 +93,12 @@ def cluster(arguments: Namespace) -> dict[str, Any]:
 # Reading
 
 
-def read_vectors(arguments: Namespace, columns: list[str] | None) -> Source:
-    """Return the source of the arguments."""
+def read_vectors(arguments: Namespace, like: Sequence[str] | None = None) -> Source:
+    """Return the source of the arguments; ``like`` are the features of a model."""
     return load_source(
         arguments.source,
-        columns=columns,
+        columns=arguments.columns,
+        like=like,
         label_column=arguments.label_column,
         id_column=arguments.id_column,
         labels=arguments.labels,

@@ -36,7 +36,6 @@ from coincide.cli.run import (
 from coincide.cli.stdin import NO_IMAGES, readable, shown
 from coincide.cluster import CollisionClustering
 from coincide.data.images import read_images
-from coincide.data.vectors import named_columns
 from coincide.report import RowNames
 from coincide.report.run_folder import plain
 from coincide.training.images import ImageModel, load_image_model
@@ -72,8 +71,8 @@ class Beside(NamedTuple):
 def _vectors(arguments: Namespace, model: CollisionClustering) -> tuple[Array, Beside]:
     """Read feature vectors, from the columns that the model was fitted on."""
     with readable(arguments) as given:
-        columns = arguments.columns or _fitted_columns(model, given.source)
-        source = read_vectors(given, columns)
+        # Taken off: features are read by their names, and rows of an array carry none.
+        source = read_vectors(given, model.__dict__.pop("feature_names_in_", None))
     notes = shown(source.said, given, arguments)
     names = vars(model).get("cluster_names_")
     return source.features, Beside(source.labels, row_names(source), names, notes, ())
@@ -142,10 +141,3 @@ def _write(arguments: Namespace, path: Path, found: Prediction) -> list[Path]:
     with TemporaryDirectory() as name, found.write(Path(name), "csv").open(newline="") as file:
         shutil.copyfileobj(file, arguments.output)
     return []
-
-
-def _fitted_columns(model: CollisionClustering, source: str) -> list[str] | None:
-    """Return the columns that the model was fitted on, if ``source`` has names to find them by."""
-    # Taken off: the columns are read by their names, and rows of an array carry none.
-    names = model.__dict__.pop("feature_names_in_", None)
-    return None if names is None else named_columns(source, names.tolist())

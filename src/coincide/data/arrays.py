@@ -78,11 +78,11 @@ def read_npz(path: Path, asked: Asked) -> ArrayContents:
         an_id,
         said=tuple(said),
     )
-    return _with_roles(found, Asked(asked.features), path)
+    return _with_roles(found, Asked(asked.features, like=asked.like), path)
 
 
 def read_h5ad(path: Path, asked: Asked) -> ArrayContents:
-    """Read the matrix X of cells, or the embedding that was asked for, and the cells' names."""
+    """Read the matrix X of cells, or some of its genes, or the embedding that was asked for."""
     try:
         library: Any = importlib.import_module("anndata")
     except ImportError as error:
@@ -93,23 +93,28 @@ def read_h5ad(path: Path, asked: Asked) -> ArrayContents:
         data = library.read_h5ad(path)
     except Exception as error:  # the library raises nearly anything of a damaged file
         raise SourceError(f"{path} cannot be read as .h5ad ({first_line(error)}).") from error
-    name = "X"
-    if asked.features is not None:
-        check_known(asked.features, ["X", *data.obsm], str(path), "matrix")
-        name = asked.features[0]
-    matrix = data.X if name == "X" else data.obsm[name]
-    label = asked.label or next(
-        (column for column in data.obs if named_as_label(column, list(data.obs))), None
-    )
+    genes = [str(name) for name in data.var_names]
+    names = asked.columns(["X", *data.obsm, *genes])
+    check_known(names or (), ["X", *data.obsm, *genes], str(path), "matrix or gene")
+    name = names[0] if names and names[0] in data.obsm else "X"
+    matrix, columns = (data.X, tuple(genes)) if name == "X" else (data.obsm[name], (name,))
+    if name == "X" and names and names != ["X"]:
+        matrix, columns = matrix[:, [genes.index(gene) for gene in names]], tuple(names)
+    others = [each for each in ("X", *data.obsm) if each != name]
+    held = quoted(others) or "nothing else"
+    said = [f"{path}: took the matrix {name!r} (there is {held}; --columns takes another)."]
+    about = list(data.obs)
+    label = asked.label or next((each for each in about if named_as_label(each, about)), None)
     if label is not None:
-        check_known([label], list(data.obs), str(path), "column of cells")
-    held = ", ".join(repr(each) for each in data.obsm) or "nothing else"
+        check_known([label], about, str(path), "column of cells")
+        said.append(f"{path}: took {label!r} as the labels.")
     return ArrayContents(
         _dense(matrix, path),
         None if label is None else np.asarray(data.obs[label].astype(object)),
         np.asarray(data.obs_names.astype(str)),
         "cell",
-        said=(f"{path}: took the matrix {name!r} (there is {held}; --columns takes another).",),
+        columns,
+        tuple(said),
     )
 
 
@@ -208,16 +213,19 @@ def _with_roles(found: ArrayContents, asked: Asked, path: Path) -> ArrayContents
     if features.ndim != 2 or 0 in features.shape:
         return found  # refused later, with the way out
     suspects = _suspects(features)
-    if asked.features is None and not suspects:
-        return found
     names = [str(number) for number in range(features.shape[1])]
+    columns = asked.columns(names)
+    if columns is not None and asked.features is None and not set(columns) <= set(names):
+        columns = None  # of a table
+    if columns is None and not suspects:
+        return found
 
     def look(name: str) -> str | None:
         if int(name) not in suspects:
             return None
         return "numbers the rows" if numbers_rows(np.asarray(features[:, int(name)])) else None
 
-    roles = choose_roles(names, Asked(asked.features, None, asked.id), str(path), look)
+    roles = choose_roles(names, Asked(columns, None, asked.id), str(path), look)
     kept = [int(name) for name in roles.features]
     if kept == list(range(features.shape[1])):
         return found

@@ -59,11 +59,22 @@ class Roles:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a user said of the columns; None where nothing."""
+    """What a user said of the columns, or a model knows (``like``); None where nothing."""
 
     features: Sequence[str] | None = None
     label: str | None = None
     id: str | None = None
+    like: Sequence[str] | None = None
+
+    def columns(self, names: Sequence[str]) -> list[str] | None:
+        """Return the columns asked for, among these names: by theirs, or by those of features.
+
+        ``like`` are the names of features, those of a column of lists ``name[0]``, ``name[1]``, …
+        """
+        if self.features is not None or self.like is None:
+            return None if self.features is None else list(self.features)
+        found = [name if name in names else re.sub(r"\[\d+\]$", "", name) for name in self.like]
+        return list(dict.fromkeys(found))
 
 
 def choose_roles(

@@ -46,7 +46,8 @@ def encode_labels(
     >>> encode_labels(["10", "", "2", None], "the column")
     (array([ 1, -1,  0, -1]), ('2', '10'))
     """
-    array = values if isinstance(values, np.ndarray) else _as_array(list(values), where)
+    stored = isinstance(values, np.ndarray) and values.dtype.kind != "O"
+    array = np.asarray(values) if stored else _as_array(list(values), where)
     if array.dtype.kind in "OSU":
         return _of_text(array, where)
     if array.dtype.kind == "b":

@@ -7,9 +7,8 @@ Feather take the memory of the features and of a batch or two; other files are h
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +53,7 @@ def read_table(
 
 def read_opened(table: Table, asked: Asked) -> TableContents:
     """Read the features of an open table, and the labels and ids beside them."""
+    asked = replace(asked, features=asked.columns(table.schema.names))
     _check_names(table, asked)
     roles = choose_roles(
         table.schema.names, asked, str(table.path), lambda name: _looks_like_id(table, name)
@@ -217,12 +217,6 @@ def _clothes(table: Table, chosen: list[str]) -> Iterator[str]:
 
 
 # Values
-
-
-def columns_of_features(names: Sequence[str], columns: Sequence[str]) -> list[str]:
-    """Return the columns that features of these names come from, among ``columns``."""
-    found = [name if name in columns else re.sub(r"\[\d+\]$", "", name) for name in names]
-    return list(dict.fromkeys(found))
 
 
 def _feature_names(table: Table, chosen: list[str], widths: list[int]) -> Iterator[str]:

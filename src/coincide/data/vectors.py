@@ -69,6 +69,7 @@ def load_source(
     source: str | Path,
     *,
     columns: Sequence[str] | None = None,
+    like: Sequence[str] | None = None,
     label_column: str | None = None,
     id_column: str | None = None,
     labels: str | Path | None = None,
@@ -93,6 +94,9 @@ def load_source(
         The columns of the features, in this order; those of an array by their numbers. By default
         all but labels and ids. A column of equally long lists, such as ``embedding``, gives as
         many features. In an archive, the name of the array.
+    like : sequence of str, optional
+        The names of the features that a model was fitted on (``feature_names_in_``), in place of
+        ``columns``: a table has them in whatever order. Names say nothing of an array.
     label_column, id_column : str, optional
         The column of a table, or the array of an ``.npz``, that holds the labels, or the ids.
     labels : str or Path, optional
@@ -106,7 +110,7 @@ def load_source(
     """
     if labels is not None and label_column is not None:
         raise SourceError("Give the labels either as a column or as a file of labels, not both.")
-    asked = Asked(None if columns is None else list(columns), label_column, id_column)
+    asked = Asked(columns, label_column, id_column, like)
     found, stored, class_names = _read(source, asked, header, split)
     found = _as_numbers(found, str(source))
     _check_features(found, str(source))
@@ -128,18 +132,6 @@ def load_source(
         sentence = f"{where}: {unknown} of {len(stored)} rows have no label."
         found = replace(found, said=(*found.said, sentence))
     return replace(found, labels=codes, label_names=names)
-
-
-def named_columns(source: str | Path, names: Sequence[str]) -> list[str] | None:
-    """Return the columns of a source that features of these names are in; None to read all.
-
-    A table has names, an array only numbers.
-    """
-    if is_table(source):
-        path = Path(source)
-        _checked_kind(path)
-        return tables.columns_of_features(names, formats.open_table(path).schema.names)
-    return list(names) if all(name.isdigit() for name in names) else None
 
 
 def is_table(source: str | Path) -> bool:
@@ -179,7 +171,7 @@ def _read(source: str | Path, asked: Asked, header: bool | None, split: str | No
         name_of(path),
         array.features,
         columns=array.columns,
-        feature_names=array.columns,
+        feature_names=_feature_names(array),
         ids=array.ids,
         id_name=array.id_name,
         said=array.said,
@@ -187,10 +179,18 @@ def _read(source: str | Path, asked: Asked, header: bool | None, split: str | No
     return found, array.labels, None
 
 
+def _feature_names(array: ArrayContents) -> tuple[str, ...] | None:
+    """Return what the features of an array are called, if they have names."""
+    width = array.features.shape[1] if array.features.ndim == 2 else 0
+    if array.columns is None or len(array.columns) == width:
+        return array.columns
+    return tuple(f"{array.columns[0]}[{number}]" for number in range(width))
+
+
 def _read_array(source: str | Path, asked: Asked) -> ArrayContents:
     """Return the features, and the labels if they lie beside them."""
     if source in BUILT_IN:
-        if asked != Asked():
+        if asked != Asked(like=asked.like):
             raise SourceError(f"{source} is built in: it has no columns to choose from.")
         digits = load_digits()
         return ArrayContents(digits.data, digits.target)
