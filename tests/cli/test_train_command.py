@@ -404,7 +404,7 @@ def test_photos_of_which_none_can_be_read_are_refused_with_reasons(folder, fails
     for number in range(3):
         save(photo(20, 20), folder / "photos" / f"{number}.png").write_text("a letter")
     error = fails(lambda: train("-k", "2", source="photos"))
-    assert "only 0 of 3 in photos can be read: 0.png (" in error
+    assert "None of 3 images in photos can be read: 0.png (" in error
 
 
 def test_one_folder_is_no_class(folder, fails):
