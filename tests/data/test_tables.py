@@ -235,6 +235,7 @@ def test_an_id_beside_one_column_of_lists(tmp_path):
         ("0,1\n1,1\n0,1\n", ("f0", "f1"), [0, 1], "was taken as data"),
         (",0,1\n4,0.5,0.25\n9,0.3,0.1\n", ("0", "1"), [0.5, 0.25], "for it counts"),
         ("1.5,2.5\n0.3,0.1\n", ("f0", "f1"), [1.5, 2.5], "--header takes it as names"),
+        ("file id;b\na.png;1,5\nb.png;2,25\n", ("b",), [1.5], "separated by semicolons"),
         ("1,2,3\n2,4,6\n3,6,9\n4,8,12\n5,9,11\n", ("f0", "f1", "f2"), [1, 2, 3], "as data"),
     ],
 )  # fmt: skip
@@ -310,6 +311,17 @@ def test_what_save_to_disk_wrote_is_a_table(tmp_path):
     found = load_source(tmp_path / "d")
     np.testing.assert_array_equal(found.features[:, 0], VALUES[9:20, 0])
     assert len(load_source(tmp_path / "d", split="test").features) == 1
+
+
+def test_a_name_on_the_hub_is_a_table(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    library = pytest.importorskip("huggingface_hub")
+    held = datasets.Dataset.from_dict({"a": VALUES[:, 0], "label": CLASSES, "id": range(ROWS)})
+    monkeypatch.setattr(library.HfApi, "dataset_info", lambda *_, **__: None)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: held if split else None)
+    found = load_source("someone/rows")
+    assert (found.name, found.columns, found.id_name) == ("rows", ("a",), "id")
+    np.testing.assert_array_equal(found.labels, CLASSES)
 
 
 # Any small table

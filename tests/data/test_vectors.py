@@ -274,7 +274,7 @@ def test_any_small_array_is_read_as_numpy_does_or_refused(tmp_path, array, suffi
     ("source", "words"),
     [
         ("absent.npy", "'absent.npy' does not exist."),
-        ("digit", "Did you mean the built-in source 'digits'?"),
+        ("./digit", "Did you mean the built-in source 'digits'?"),
     ],
 )
 def test_missing_sources(source, words):

@@ -102,6 +102,8 @@ def train(arguments: Namespace) -> dict[str, Any] | None:
     config = _config(arguments)
     device = find_device(config.device, "coincide train")
     with join_ranks(device) as ranks, noted() as notes:
+        if source.note and not (arguments.quiet or ranks.index):
+            print_notes([source.note], "note")
         initial = _initial(arguments)
         training = ImageTraining(source, config, initial=initial, ranks=ranks)
         shared = what_is_shared(training, initial, candidates)

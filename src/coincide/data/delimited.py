@@ -168,15 +168,12 @@ def _plausible(rows: list[list[str]]) -> tuple[float, float]:
 
     No row counts where most have a single cell.
     """
-    body = rows[1:] or rows
-    if not body:
-        return 0.0, 0.0
-    width, often = Counter(map(len, body)).most_common(1)[0]
+    width, often = Counter(map(len, rows)).most_common(1)[0] if rows else (0, 0)
     if width < 2:
         return 0.0, 0.0
-    cells = [cell for row in body if len(row) == width for cell in row if cell.strip()]
+    cells = [cell for row in rows[1:] or rows if len(row) == width for cell in row if cell.strip()]
     share = sum(map(_is_number, cells)) / max(1, len(cells))
-    return often / len(body) * (1 + share), width
+    return often / len(rows) * (1 + share), width
 
 
 def _has_header(rows: list[list[str]]) -> tuple[bool, str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
@@ -10,6 +12,9 @@ from numpy.typing import NDArray
 from coincide._names import closest
 
 Array: TypeAlias = NDArray[Any]
+
+
+BUILT_IN = ("digits",)  # sources without a file
 
 
 class SourceError(ValueError):
@@ -42,3 +47,29 @@ def check_known(asked: Sequence[str], names: Sequence[str], where: str, what: st
         if name not in names:
             hint = closest(name, names) or f"It has {quoted(names) or 'none'}."
             raise SourceError(f"{where} has no {what} {name!r}. {hint}")
+
+
+def missing_source(source: str | Path) -> SourceError:
+    """Return the error of a path that leads nowhere, which says where it ends."""
+    lost = _lost(source)
+    told = f"The source {str(source)!r} does not exist"
+    told += "." if lost == Path(source).expanduser() else f": there is no {str(lost)!r}."
+    return SourceError(f"{told} {closest_source(source)}".rstrip())
+
+
+def closest_source(source: str | Path) -> str:
+    """Return ``Did you mean 'x'?`` of what is built in, or lies where a path ends, or nothing."""
+    lost = _lost(source)
+    beside: list[str] = []
+    with suppress(OSError):  # what cannot be looked into has no names to offer
+        beside = sorted(entry.name for entry in lost.parent.iterdir() if entry.name[0] != ".")
+    built_in = closest(str(source), BUILT_IN, "the built-in source ")
+    return built_in or closest(lost.name, beside)
+
+
+def _lost(source: str | Path) -> Path:
+    """Return the first part of a path that is not there."""
+    lost = Path(source).expanduser()
+    while str(lost.parent) != str(lost) and not lost.parent.exists():
+        lost = lost.parent
+    return lost

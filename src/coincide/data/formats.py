@@ -7,9 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.feather
@@ -20,10 +18,8 @@ from coincide._names import natural_key
 from coincide.data import delimited
 from coincide.data.delimited import DAMAGED, read_delimited
 from coincide.data.errors import SourceError, first_line, quoted
+from coincide.data.hub import is_saved, open_saved
 from coincide.data.splits import (
-    check_only_split,
-    choose_part,
-    describe_choice,
     parts_of_split,
 )
 
@@ -61,7 +57,8 @@ def open_table(path: Path, *, header: bool | None = None, split: str | None = No
     """Open a table of at least one row; ``split`` is that of a folder of parts."""
     kind = kind_of(path)
     if path.is_dir() and is_saved(path):
-        table = _open_saved(path, split)
+        found, said = open_saved(path, split)
+        table = in_memory(path, found.with_format("arrow")[:], tuple(said))
     elif path.is_dir():
         table = _open_parts(path, split)
     elif kind in PARQUET:
@@ -186,38 +183,3 @@ def _read_json(path: Path) -> pa.Table:
             return pa.Table.from_pylist(json.loads(b"[" + stream.read()))
     except (*DAMAGED, ValueError, TypeError, AttributeError, EOFError) as error:
         raise SourceError(f"{path} cannot be read as JSON ({first_line(error)}).") from error
-
-
-# Hugging Face `datasets`
-
-
-def is_saved(folder: Path) -> bool:
-    """Whether ``save_to_disk`` wrote the folder."""
-    return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
-
-
-def _open_saved(path: Path, split: str | None) -> Table:
-    library = datasets_library(path)
-    try:
-        found = library.load_from_disk(str(path))
-    except Exception as error:  # the library raises nearly anything of a damaged folder
-        raise SourceError(f"{path} cannot be read by `datasets` ({first_line(error)}).") from error
-    said: list[str] = []
-    if isinstance(found, library.DatasetDict):
-        only = next(iter(found)) if split is None and len(found) == 1 else None
-        name = only or choose_part(path, found, split or "train")
-        said = describe_choice(path, name, found)
-        found = found[name]
-    elif split is not None:
-        check_only_split(path, split)
-    return in_memory(path, found.with_format("arrow")[:], tuple(said))
-
-
-def datasets_library(source: object) -> Any:
-    """Return the package, or say how to get it."""
-    try:
-        return import_module("datasets")
-    except ImportError as error:
-        raise SourceError(
-            f'Reading {str(source)!r} needs the package datasets: pip install "coincide[images]".'
-        ) from error

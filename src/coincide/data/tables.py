@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from coincide.data.columns import ENOUGH_ROWS, Asked, Roles, choose_roles, numbers_rows
 from coincide.data.delimited import DAMAGED
 from coincide.data.errors import Array, SourceError, quoted
-from coincide.data.formats import Table, open_table
+from coincide.data.formats import Table
 
 _BOXED = 8  # characters of a list that was written as text, at least
 
@@ -41,18 +41,11 @@ class TableContents:
     said: tuple[str, ...]
 
 
-def read_table(
-    path: Path, asked: Asked, *, header: bool | None = None, split: str | None = None
-) -> TableContents:
+def read_table(table: Table, asked: Asked) -> TableContents:
     """Read the features of a table, and the labels and ids beside them.
 
     ``asked`` are the columns that a user named; :mod:`~coincide.data.columns` finds the others.
     """
-    return read_opened(open_table(path, header=header, split=split), asked)
-
-
-def read_opened(table: Table, asked: Asked) -> TableContents:
-    """Read the features of an open table, and the labels and ids beside them."""
     asked = replace(asked, features=asked.columns(table.schema.names))
     _check_names(table, asked)
     roles = choose_roles(

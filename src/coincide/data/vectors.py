@@ -15,16 +15,15 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
 
-from coincide._names import closest
 from coincide.data import formats, tables
 from coincide.data.arrays import ArrayContents, open_npy, read_h5ad, read_npy, read_npz
 from coincide.data.columns import Asked, named_as_label
-from coincide.data.errors import Array, SourceError, quoted
+from coincide.data.errors import BUILT_IN, Array, SourceError, missing_source, quoted
+from coincide.data.hub import is_saved, open_hub
 from coincide.data.labels import encode_labels
 
 __all__ = ["BUILT_IN", "SUFFIXES", "Source", "SourceError", "is_table", "load_source"]
 
-BUILT_IN = ("digits",)
 ARRAYS = (".npy", ".npz", ".h5ad")
 SUFFIXES = (*ARRAYS, *formats.SUFFIXES)
 
@@ -89,7 +88,8 @@ def load_source(
         an ``.npy`` with one 2-D array; an ``.npz`` with one 2-D array, or one named
         ``features``, ``X`` or ``x``, or a sparse matrix of SciPy's; an ``.h5ad``; a table as
         text, Parquet, Feather or lines of JSON; a folder that holds ``features.npy`` (and
-        ``labels.npy``), parts of Parquet, or what ``Dataset.save_to_disk`` wrote.
+        ``labels.npy``), parts of Parquet, or what ``Dataset.save_to_disk`` wrote; the name of a
+        set on the Hugging Face hub.
     columns : sequence of str, optional
         The columns of the features, in this order; those of an array by their numbers. By default
         all but labels and ids. A column of equally long lists, such as ``embedding``, gives as
@@ -150,9 +150,10 @@ _Read = tuple[Source, Array | None, tuple[str, ...] | None]
 def _read(source: str | Path, asked: Asked, header: bool | None, split: str | None) -> _Read:
     """Return the features unchecked, the labels as stored, and the names of their classes."""
     path = Path(source)
-    if is_table(source):
-        _checked_kind(path)
-        table = tables.read_table(path, asked, header=header, split=split)
+    on_hub = source not in BUILT_IN and not path.exists()
+    if on_hub or is_table(source):
+        opened = _open_hub(source, split) if on_hub else _open_table(path, header, split)
+        table = tables.read_table(opened, asked)
         found = Source(
             name_of(path),
             table.features,
@@ -177,6 +178,17 @@ def _read(source: str | Path, asked: Asked, header: bool | None, split: str | No
         said=array.said,
     )
     return found, array.labels, None
+
+
+def _open_table(path: Path, header: bool | None, split: str | None) -> formats.Table:
+    _checked_kind(path)
+    return formats.open_table(path, header=header, split=split)
+
+
+def _open_hub(source: str | Path, split: str | None) -> formats.Table:
+    """Return a set of vectors on the Hugging Face hub, whole."""
+    found = open_hub(source, split or "train", SUFFIXES)
+    return formats.in_memory(Path(source), found.with_format("arrow")[:])
 
 
 def _feature_names(array: ArrayContents) -> tuple[str, ...] | None:
@@ -204,10 +216,9 @@ def _read_array(source: str | Path, asked: Asked) -> ArrayContents:
 def _checked_kind(path: Path) -> str:
     """Return the suffix that says how to read ``path`` (a folder of parts is Parquet)."""
     if not path.exists():
-        hint = closest(str(path), BUILT_IN, "the built-in source ") or _neighbor(path)
-        raise SourceError(f"The source {str(path)!r} does not exist. {hint}".rstrip())
+        raise missing_source(path)
     if path.is_dir():
-        if formats.is_saved(path) or formats.parquet_parts(path):
+        if is_saved(path) or formats.parquet_parts(path):
             return ".parquet"
         raise SourceError(
             f"The folder {path} holds neither features.npy nor *.parquet files. A folder of images"
@@ -223,14 +234,6 @@ def _checked_kind(path: Path) -> str:
     if path.stat().st_size == 0:
         raise SourceError(f"{path} is empty.")
     return kind
-
-
-def _neighbor(path: Path) -> str:
-    """Return a hint on the file beside a missing one that is called most like it."""
-    try:
-        return closest(path.name, [each.name for each in path.parent.iterdir()])
-    except OSError:
-        return ""
 
 
 def name_of(path: Path) -> str:

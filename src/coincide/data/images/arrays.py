@@ -11,9 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from coincide.data import vectors
 from coincide.data.arrays import open_npy, open_npz
-from coincide.data.errors import Array, SourceError, check_known, first_line
+from coincide.data.errors import Array, SourceError, check_known, first_line, missing_source
 from coincide.data.images import depth
-from coincide.data.images.listing import missing_source
 from coincide.data.labels import encode_labels
 from coincide.data.splits import check_only_split
 

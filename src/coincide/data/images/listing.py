@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
-from coincide._names import closest
 from coincide.data.columns import named_label
 from coincide.data.errors import Array, SourceError, check_known, quoted
 from coincide.data.images.decoding import Chunks
-from coincide.data.vectors import BUILT_IN
 
 
 @dataclass(frozen=True)
@@ -65,29 +62,3 @@ def find_label_column(
         return found, f"The labels are the column {found!r} of {where}."
     others = f"No column of {where} was taken for labels. It has {quoted(names)}."
     return None, others if names else ""
-
-
-def missing_source(source: str | Path) -> SourceError:
-    """Return the error of a path that leads nowhere, which says where it ends."""
-    lost = _lost(source)
-    told = f"The source {str(source)!r} does not exist"
-    told += "." if lost == Path(source).expanduser() else f": there is no {str(lost)!r}."
-    return SourceError(f"{told} {closest_source(source)}".rstrip())
-
-
-def closest_source(source: str | Path) -> str:
-    """Return ``Did you mean 'x'?`` of what is built in, or lies where a path ends, or nothing."""
-    lost = _lost(source)
-    beside: list[str] = []
-    with suppress(OSError):  # what cannot be looked into has no names to offer
-        beside = sorted(entry.name for entry in lost.parent.iterdir() if entry.name[0] != ".")
-    built_in = closest(str(source), BUILT_IN, "the built-in source ")
-    return built_in or closest(lost.name, beside)
-
-
-def _lost(source: str | Path) -> Path:
-    """Return the first part of a path that is not there."""
-    lost = Path(source).expanduser()
-    while str(lost.parent) != str(lost) and not lost.parent.exists():
-        lost = lost.parent
-    return lost

@@ -20,6 +20,7 @@ from torch import Tensor
 from coincide._checks import check_integer, parameter_message
 from coincide.data import formats
 from coincide.data.errors import Array, SourceError
+from coincide.data.hub import is_saved
 from coincide.data.images import depth, folders, hub, tables
 from coincide.data.images.arrays import Pixels, read_pixels
 from coincide.data.images.cache import Decoded, ImageStore, fingerprint
@@ -174,7 +175,7 @@ def _find(source: str | Path, split: str, label_column: str | None) -> Listing:
         return hub.list_hub(source, split, label_column)
     if path.is_file():
         return tables.list_parquet(path, split, label_column)
-    if formats.is_saved(path):
+    if is_saved(path):
         return hub.list_saved(path, split, label_column)
     # A table beside images is one thing, a table of images another.
     if tables.has_images(path) or (formats.parquet_parts(path) and not folders.holds_images(path)):
