@@ -160,6 +160,20 @@ def test_far_from_the_origin_kmeans_beside_us_is_that_of_scikit_learn(tmp_path):
     assert metrics["kmeans"]["accuracy"] == metrics["scores"]["accuracy"] == 1
 
 
+def test_unknown_labels_are_not_scored(blobs, tmp_path):
+    known = np.arange(len(Y)) % 3 > 0
+    np.save(tmp_path / "some.npy", np.where(known, Y, -1))
+    assert main(["cluster", blobs, "--labels", "some.npy", "--quiet", *QUICK]) == 0
+    metrics = metrics_of(tmp_path / "coincide-blobs")
+    clusters = np.array(
+        [int(row["cluster"]) for row in rows_of(tmp_path / "coincide-blobs" / "labels.csv")]
+    )
+    kmeans = KMeans(K, n_init=1, random_state=0).fit_predict(X)
+    for name, found in (("scores", clusters), ("kmeans", kmeans)):
+        expected = normalized_mutual_info_score(Y[known], found[known])
+        assert metrics[name]["nmi"] == pytest.approx(expected)
+
+
 def test_labels_do_not_change_the_result(blobs, run, tmp_path):
     arguments = ["cluster", blobs, "-k", str(K), "--labels", "classes.npy", "--quiet", *QUICK]
     assert main([*arguments, "--out", "labelled"]) == 0

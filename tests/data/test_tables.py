@@ -286,6 +286,16 @@ def test_parts_are_all_read_and_in_the_order_that_people_count(tmp_path, suffix,
     assert any("notes.txt" in sentence for sentence in found.said)
 
 
+def test_the_order_of_parts_in_several_folders_is_said(tmp_path):
+    for number, name in enumerate(["b/2.parquet", "b/10.parquet", "a/3.parquet", "1.parquet"]):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"a": [float(number)]}), tmp_path / name)
+    found = load_source(tmp_path)
+    assert found.features.ravel().tolist() == [3, 2, 0, 1]
+    order = "'1.parquet', 'a/3.parquet', 'b/2.parquet', 'b/10.parquet'"
+    assert any(order in sentence for sentence in found.said)
+
+
 def test_splits_are_not_mixed(tmp_path):
     for split, value in (("train", 1.0), ("test", 2.0)):
         pq.write_table(

@@ -231,4 +231,5 @@ def _kmeans(source: Source, model: CollisionClustering, seed: int) -> dict[str, 
         features = np.asarray(source.features)
         with every_pool_for(features.size):
             clusters = kmeans.fit_predict(features)
-    return {"kmeans": {**score_clustering(source.labels, clusters), **timings}}
+    told = source.labels >= 0
+    return {"kmeans": {**score_clustering(source.labels[told], clusters[told]), **timings}}

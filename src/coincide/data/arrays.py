@@ -68,6 +68,8 @@ def read_npz(path: Path, asked: Asked) -> ArrayContents:
     said = [f"{path}: took {chosen!r} as the features."] if beside else []
     if label is not None:
         said.append(f"{path}: took {label!r} as the labels.")
+    if an_id is not None:
+        said.append(f"{path}: took {an_id!r} as the ids of the rows.")
     others = [name for name in beside if name not in (label, an_id)]
     if others:
         said.append(f"{path}: not used: {quoted(others)}. --columns takes another array.")

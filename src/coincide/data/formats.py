@@ -115,6 +115,9 @@ def _open_parts(folder: Path, split: str | None) -> Table:
     ]  # fmt: skip
     if others:
         said = [*said, f"{folder}: not read, for they are no Parquet: {quoted(others)}."]
+    if len({part.parent for part in chosen}) > 1:
+        order = quoted([part.relative_to(folder).as_posix() for part in chosen])
+        said = [*said, f"{folder}: read the parts of several folders, in the order {order}."]
     return _open_parquet(folder, chosen, tuple(said))
 
 
