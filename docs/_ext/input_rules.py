@@ -7,7 +7,7 @@ each is taken for. ``{input-files}`` lists the suffixes that are read.
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from docutils import nodes
 from docutils.statemachine import StringList
@@ -74,8 +74,8 @@ def _roles(names: list[str]) -> tuple[str, str, str]:
     return _code(found.features), _code([found.label] if found.label else []), _code(found.left_out)
 
 
-def _code(names: object) -> str:
-    return ", ".join(f"`{name}`" if name else "(none)" for name in names)  # type: ignore[attr-defined]
+def _code(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" if name else "(none)" for name in names)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
