@@ -89,23 +89,22 @@ def choose_roles(
         if name is not None:
             check_known([name], names, where, "column")
     label = asked.label or named_label(names, (*(asked.features or ()), asked.id), where)
-    left_out: dict[str, str] = {}
+    ids: dict[str, str] = {}
+    labels: dict[str, str] = {}
     for name in names:
         if name == label or name in (asked.features or ()):
             continue
         if name == asked.id or named_as_id(name):
-            left_out[name] = "is called like an id" if name.strip() else "has no name, as an index"
-        elif asked.features is None:
-            if named_as_label(name, names):
-                left_out[name] = "is called like labels"
-            elif (why := look(name)) is not None:
-                left_out[name] = why
-    features = list(asked.features or [n for n in names if n not in left_out and n != label])
-    if not features and asked.features is None:  # a table of one column that counts, say
-        features = [name for name in left_out if not named_as_label(name, names)]
-        left_out = {name: why for name, why in left_out.items() if name not in features}
-    found = asked.id or next((n for n in left_out if "labels" not in left_out[n]), None)
-    return Roles(features, label, found, left_out, asked.features is not None)
+            ids[name] = "is called like an id" if name.strip() else "has no name, as an index"
+        elif asked.features is None and named_as_label(name, names):
+            labels[name] = "is called like labels"
+        elif asked.features is None and (why := look(name)) is not None:
+            ids[name] = why
+    features = list(asked.features or [n for n in names if n not in {*ids, *labels, label}])
+    if not features:  # a table of one column that counts, say
+        features, ids = list(ids), {}
+    found = asked.id or next(iter(ids), None)
+    return Roles(features, label, found, ids | labels, asked.features is not None)
 
 
 def named_as_label(name: str, names: Sequence[str]) -> bool:
