@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,6 +29,7 @@ FEATHER = (".feather", ".arrow", ".ipc")
 JSON = (".jsonl", ".ndjson", ".json")
 COMPRESSED = (".gz", ".bz2", ".zst")
 TEXT = delimited.SUFFIXES
+_BATCH_ROWS, _BATCH_ENTRIES = 1 << 16, 1 << 22
 SUFFIXES = (*delimited.SUFFIXES, *PARQUET, *FEATHER, *JSON)
 
 
@@ -43,6 +45,16 @@ class Table:
     rows: int
     batches: Callable[[list[str]], Iterator[pa.RecordBatch]]
     said: tuple[str, ...] = ()
+
+    @cached_property
+    def head(self) -> pa.RecordBatch:
+        """The first rows of all columns but of lists, records and bytes, read at once."""
+        plain = [
+            field.name
+            for field in self.schema
+            if not (pa.types.is_nested(field.type) or pa.types.is_binary(field.type))
+        ]
+        return next(batch for batch in self.batches(plain) if len(batch))
 
 
 def kind_of(path: Path) -> str:
@@ -133,7 +145,9 @@ def _open_parquet(path: Path, parts: list[Path], said: tuple[str, ...]) -> Table
     def batches(names: list[str]) -> Iterator[pa.RecordBatch]:
         for part in parts:
             with reading_parquet(part), pa.parquet.ParquetFile(part) as file:
-                yield from _counted(file.iter_batches(columns=names), file.metadata.num_rows)
+                size = min(_BATCH_ROWS, max(1, _BATCH_ENTRIES // max(1, len(names))))
+                found = file.iter_batches(size, columns=names)
+                yield from _counted(found, file.metadata.num_rows)
 
     return Table(path, schema, rows, batches, said)
 

@@ -95,7 +95,7 @@ def _looks_like_id(table: Table, name: str) -> str | None:
     number, text = pa.types.is_integer(kind) or pa.types.is_floating(kind), _is_text(kind)
     if table.rows < ENOUGH_ROWS or not (number or text):
         return None
-    first = _head(table, name)
+    first = table.head.column(name)
     if len(pc.unique(first)) < len(first) or (text and _is_boxed(first)):
         return None
     if number and not bool(np.all(np.mod(_numbers(first.drop_null()), 1) == 0)):
@@ -116,7 +116,7 @@ def _check_features(table: Table, roles: Roles) -> None:
     for name, kind in kinds.items():
         if pa.types.is_null(kind):
             raise SourceError(f"Column {name!r} of {table.path} is empty.")
-        if _is_numeric(kind) or (_is_text(kind) and _is_boxed(_head(table, name))):
+        if _is_numeric(kind) or (_is_text(kind) and _is_boxed(table.head.column(name))):
             fit.append(name)
         else:
             unfit[name] = _described(table, name)
@@ -178,15 +178,11 @@ def _is_boxed(head: pa.Array) -> bool:
     )
 
 
-def _head(table: Table, name: str) -> pa.Array:
-    return next(batch.column(0) for batch in table.batches([name]) if len(batch))
-
-
 def _described(table: Table, name: str) -> str:
     """Return what a column holds, in a word or two."""
     kind = table.schema.field(name).type
     if _is_text(kind):
-        told = _head(table, name).drop_null()
+        told = table.head.column(name).drop_null()
         return f"text ({told[0].as_py()[:40]!r})" if len(told) else "text"
     if pa.types.is_struct(kind):  # an image or a record; its fields would fill the screen
         return "records"
