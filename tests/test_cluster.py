@@ -21,9 +21,9 @@ from torch import nn
 
 from array_layouts import LAYOUTS
 from coincide import solve_pseudo_labels
-from coincide.cluster import ClusteringWarning, CollisionClustering, ModelError
-from coincide.data import scaling as scaling_module
+from coincide.cluster import ClusteringWarning, CollisionClustering, ModelError, fitting
 from coincide.metrics import clustering_accuracy
+from coincide.representations import rows as rows_module
 from quick_fits import QUICK, D, K, X, Y, fitted
 
 
@@ -85,7 +85,8 @@ def test_the_checks_of_one_cluster_hold_for_two(name):
 )
 def test_weights_are_repeated_rows(network):
     counts = np.random.default_rng(0).integers(0, 4, len(X))
-    settings = {"view_dropout": 0.0, "batch_size": 10_000, "network": network}
+    settings = {"batch_size": 10_000, "network": network, "n_neighbors": 0}
+    settings |= {"view_dropout": 0.0, "representation": "scaled"}
     weighted = CollisionClustering(**{**QUICK, **settings}).fit(X, sample_weight=counts)
     repeated = CollisionClustering(**{**QUICK, **settings}).fit(np.repeat(X, counts, axis=0))
     found, expected = weighted.predict_proba(X), repeated.predict_proba(X)
@@ -121,12 +122,14 @@ def test_labels_probabilities_and_predictions_agree(network):
 
 def test_blocks_do_not_change_predictions(model, monkeypatch):
     whole = model.predict_proba(X)
-    monkeypatch.setattr(scaling_module, "_ENTRIES_PER_BLOCK", 35)
+    monkeypatch.setattr(rows_module, "_ENTRIES_PER_BLOCK", 35)
     np.testing.assert_allclose(model.predict_proba(X), whole, atol=1e-6)
 
 
 def test_the_objective_is_that_of_the_public_solver(model):
-    exact = solve_pseudo_labels(model.predict_proba(X).astype(np.float64), tol=1e-9)
+    probs = model.predict_proba(X).astype(np.float64)
+    fairness = model.settings_["fairness"]
+    exact = solve_pseudo_labels(probs, prior=model.prior_, fairness=fairness, tol=1e-9)
     assert model.objective_ - model.gap_ <= exact.objective + 1e-6
     assert model.objective_ >= exact.objective - 1e-6
     assert 0 <= model.gap_ < 1e-2
@@ -140,7 +143,8 @@ def test_score_is_higher_where_the_clusters_are(model):
 
 def test_history_restarts_and_callback():
     heard = []
-    model = fitted(n_init=3, max_epochs=4, callback=heard.append)
+    settings = {"representation": "scaled", "init": "random"}
+    model = fitted(n_init=3, max_epochs=4, callback=heard.append, **settings)
     assert [record["restart"] for record in heard] == [0] * 4 + [1] * 4 + [2] * 4
     assert [record["epoch"] for record in heard] == [0, 1, 2, 3] * 3
     assert {(record["n_restarts"], record["n_epochs"]) for record in heard} == {(3, 4)}
@@ -149,28 +153,29 @@ def test_history_restarts_and_callback():
         *("least_share", "largest_share", "quantities", "revived"),
     }
     assert len(model.history_) == model.n_iter_ == 4
-    objectives = [restart["objective"] for restart in model.restarts_]
-    assert len(set(objectives)) == 3
-    assert model.objective_ == min(objectives)
-    best = int(np.argmin(objectives))
+    evidence = [restart["evidence"] for restart in model.restarts_]
+    assert len({restart["objective"] for restart in model.restarts_}) == 3
+    assert model.evidence_ == max(evidence)
+    best = [restart["objective"] for restart in model.restarts_].index(model.objective_)
+    assert evidence[best] == model.evidence_
     losses = [record["loss"] for record in heard if record["restart"] == best]
     assert [record["loss"] for record in model.history_] == losses
 
 
 def test_a_diverged_restart_never_wins(monkeypatch):
     starts = []
-    start = CollisionClustering._start_network
+    start = fitting.fresh_network
 
-    def first_is_broken(self, rows, seed):
-        network = start(self, rows, seed)
-        starts.append(seed)
+    def first_is_broken(network, n_features, n_clusters):
+        fresh = start(network, n_features, n_clusters)
+        starts.append(fresh)
         if len(starts) == 1:
             with torch.no_grad():
-                network.weight.fill_(float("nan"))
-        return network
+                fresh.weight.fill_(float("nan"))
+        return fresh
 
-    monkeypatch.setattr(CollisionClustering, "_start_network", first_is_broken)
-    model = fitted(n_init=2, max_epochs=2)
+    monkeypatch.setattr(fitting, "fresh_network", first_is_broken)
+    model = fitted(n_init=2, max_epochs=2, representation="scaled", init="random")
     assert np.isnan(model.restarts_[0]["objective"])
     assert model.objective_ == model.restarts_[1]["objective"]
 
@@ -181,13 +186,14 @@ def test_a_fit_that_diverged_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("rows", "clusters", "restarts"), [(100, 2, 10), (8_000, 50, 5), (24_000, 50, 1)]
+    ("rows", "clusters", "restarts"), [(100, 2, 3), (4_000, 50, 2), (24_000, 50, 1)]
 )
 def test_the_number_of_automatic_restarts(rows, clusters, restarts):
     features = np.random.default_rng(0).normal(size=(rows, 2))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = CollisionClustering(clusters, fairness=0, max_epochs=1).fit(features)
+        settings = {"representation": "scaled", "fairness": 0, "max_epochs": 1}
+        model = CollisionClustering(clusters, **settings).fit(features)
     assert len(model.restarts_) == restarts
 
 
@@ -282,7 +288,8 @@ def test_the_prior_sets_the_sizes():
     np.testing.assert_allclose(model.mean_label_, shares, atol=0.02)
     assert adjusted_rand_score(classes, model.labels_) > 0.95
     # Not by the shares of the classes: equal sizes cut the largest class.
-    equal = fitted(features, n_init=3, max_epochs=80, weight_decay=0.01)
+    settings = {"representation": "scaled", "init": "random", "prior": "equal"}
+    equal = fitted(features, n_init=3, max_epochs=80, weight_decay=0.01, **settings)
     np.testing.assert_allclose(equal.mean_label_, 1 / 3, atol=0.05)
 
 
@@ -320,7 +327,7 @@ def test_kinds_of_features(features, scaling):
 def test_a_memory_map_read_batch_by_batch_gives_the_same(tmp_path, monkeypatch):
     np.save(tmp_path / "x.npy", X.astype(np.float32))
     expected = fitted(X.astype(np.float32)).predict_proba(X)
-    monkeypatch.setattr(scaling_module, "_KEPT_ENTRIES", 10)
+    monkeypatch.setattr(rows_module, "_KEPT_ENTRIES", 10)
     model = fitted(np.load(tmp_path / "x.npy", mmap_mode="r"))
     np.testing.assert_allclose(model.predict_proba(X), expected, atol=1e-4)
 
@@ -357,8 +364,8 @@ def test_the_scaling_of_a_stream_is_that_of_all_its_rows():
     model = CollisionClustering(**{**QUICK, "scaling": "standard"})
     for part in np.array_split(np.sort(X, axis=0), 4):
         model.partial_fit(part)
-    np.testing.assert_allclose(model.scaling_.mean, X.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(model.scaling_.spread, X.std(0), rtol=1e-5)
+    np.testing.assert_allclose(model.representation_.mean, X.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(model.representation_.spread, X.std(0), rtol=1e-5)
 
 
 def test_a_stream_keeps_its_width():
@@ -383,7 +390,8 @@ def test_a_stream_goes_on_after_a_fit():
     np.testing.assert_array_equal(after.argmax(1), before.argmax(1))
 
 
-def test_a_stream_goes_on_after_loading(model, tmp_path):
+def test_a_stream_goes_on_after_loading(tmp_path):
+    model = fitted(representation="scaled")
     model.save(tmp_path)
     loaded = CollisionClustering.load(tmp_path)
     before = loaded.predict(X)
@@ -392,7 +400,7 @@ def test_a_stream_goes_on_after_loading(model, tmp_path):
     np.testing.assert_array_equal(loaded.predict(X), before)
     # Weighed by the 300 rows that came before.
     expected = (X.sum(0) + (X[:50] + 1).sum(0)) / 350
-    np.testing.assert_allclose(loaded.scaling_.mean, expected, rtol=1e-5)
+    np.testing.assert_allclose(loaded.representation_.mean, expected, rtol=1e-5)
 
 
 def test_fit_starts_anew(model):
@@ -434,7 +442,10 @@ UNITS = np.tile([1.0, 1000.0] + [1.0] * (D - 2), (len(X), 1))
 def test_columns_of_other_units_are_said_with_the_way_out():
     frame = pd.DataFrame(X * UNITS, columns=["age", "income", *map(str, range(D - 2))])
     with pytest.warns(ClusteringWarning, match="'income'.*scaling='standard'"):
-        fitted(frame)
+        fitted(frame, scaling="unit-norm")
+    with pytest.warns(ClusteringWarning, match="'income'.*standardized.*scaling='isotropic'"):
+        model = fitted(frame)
+    assert model.settings_["scaling"] == "standard"
 
 
 @pytest.mark.parametrize(
@@ -586,6 +597,7 @@ def test_a_folder_that_is_none(tmp_path):
 
 
 def caught(features, **changes):
+    changes = {"representation": "scaled", "scaling": "unit-norm", "init": "random", **changes}
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         CollisionClustering(**{**QUICK, **changes}).fit(features)
@@ -594,6 +606,7 @@ def caught(features, **changes):
 
 def test_a_good_fit_warns_of_nothing():
     assert [str(w.message) for w in caught(X, max_epochs=80)] == []
+    assert [str(w.message) for w in caught(X, representation="auto", init="auto")] == []
 
 
 def test_uniform_predictions_are_told():
@@ -635,7 +648,7 @@ def test_restless_rows_are_told():
     assert len(found) == 1
     assert "still changed cluster" in str(found[0].message)
     with pytest.warns(ConvergenceWarning):
-        assert not fitted(noise, **unrest).converged_
+        assert not fitted(noise, representation="scaled", **unrest).converged_
 
 
 # Bad input, each with its sentence
@@ -653,14 +666,17 @@ def test_restless_rows_are_told():
         ("fairness", -1.0, "a finite number >= 0. Got -1.0"),
         ("fairness", float("nan"), "a finite number >= 0. Got nan"),
         ("fairness", "much", "a finite number >= 0. Got 'much'"),
+        ("prior", "uneven", "'equal', 'learned'. Got 'uneven'"),
         ("prior", [0.5, 0.5], "of shape (3,)"),
         ("prior", [0.5, 0.6, 0.1], "sums to 1.2"),
         ("prior", [1.5, -0.5, 0.0], "negative"),
         ("network", "vgg", "one of 'linear', 'mlp'. Got 'vgg'"),
         ("network", nn.Linear(D, 4), "3 logits a row"),
         ("network", nn.Linear(4, K), "rows of 5 features"),
-        ("init", "zeros", "one of 'random', 'k-means'. Got 'zeros'"),
-        ("scaling", "minmax", "one of 'unit-norm', 'standard', 'none'. Got 'minmax'"),
+        ("init", "zeros", "one of 'auto', 'random', 'k-means'. Got 'zeros'"),
+        ("scaling", "minmax", "'standard', 'isotropic', 'none'. Got 'minmax'"),
+        ("representation", "pca", "'scaled', 'landmarks'. Got 'pca'"),
+        ("n_neighbors", -1, "an integer >= 0. Got -1"),
         ("n_init", 0, "an integer >= 1. Got 0"),
         ("n_init", "some", "an integer >= 1. Got 'some'"),
         ("max_epochs", 0, "an integer >= 1. Got 0"),
@@ -690,7 +706,7 @@ def test_unfit_parameters(name, value, words, method):
 def test_an_unfit_pair():
     with pytest.raises(ValueError, match="does not fit the objective 'cce'"):
         fitted(solver="em", objective="cce")
-    with pytest.raises(ValueError, match="'random' unless network is 'linear'"):
+    with pytest.raises(ValueError, match="another than 'k-means' unless network is 'linear'"):
         fitted(init="k-means", network="mlp")
 
 

@@ -19,8 +19,9 @@ from coincide.cli import main
 from coincide.cli.arguments import EXAMPLES, build_parser
 from coincide.cli.options import ALIASES, METHODS, MODEL, OBJECTIVES, SHELLS, SOLVERS, settings
 from coincide.cluster import CollisionClustering
-from coincide.data.scaling import SCALINGS
+from coincide.cluster.constraints import PRIORS
 from coincide.networks import NETWORKS
+from coincide.representations import REPRESENTATIONS, SCALINGS
 from coincide.training.config import ImageTrainingConfig
 from small_images import OPTIONS, save_digits
 
@@ -107,15 +108,17 @@ def test_defaults_and_choices_are_those_of_the_estimator():
         "objective": OBJECTIVES,
         "solver": SOLVERS,
         "network": tuple(NETWORKS),
-        "init": ("random", "k-means"),
-        "scaling": tuple(SCALINGS),
+        "init": ("auto", "random", "k-means"),
+        "prior": PRIORS,
+        "representation": ("auto", *REPRESENTATIONS),
+        "scaling": ("auto", *SCALINGS),
     }
     for option in MODEL:
         assert option.default == parameters[option.name].default
         assert option.choices == choices.get(option.name)
         assert "(default: " in option.told
-    # What is no option: several numbers, a function, and those that have options of their own.
-    left_out = {"n_clusters", "prior", "random_state", "callback"}
+    # What is no option: a function, and those that have options of their own.
+    left_out = {"n_clusters", "random_state", "callback"}
     assert parameters.keys() - {option.name for option in MODEL} == left_out
 
 

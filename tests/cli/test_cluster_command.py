@@ -202,7 +202,10 @@ def test_probabilities_and_format(blobs, tmp_path):
 
 def test_every_option_reaches_the_estimator(blobs, tmp_path):
     given = {
+        "prior": "equal",
         "fairness": 50.0,
+        "representation": "scaled",
+        "n_neighbors": 4,
         "objective": "cce+",
         "solver": "em",
         "network": "mlp",

@@ -14,7 +14,6 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
 from coincide._checks import check_integer
-from coincide._constraints import check_parameters
 from coincide._threads import every_pool_for
 from coincide.cli.console import (
     noted,
@@ -44,6 +43,8 @@ from coincide.data import Source, load_source
 from coincide.data.columns import have_own_units
 from coincide.metrics import score_clustering
 from coincide.report import RowNames
+
+_MEANS = 10  # starts of the K-means that scores stand beside
 
 
 def cluster(arguments: Namespace) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def cluster(arguments: Namespace) -> dict[str, Any]:
         print_run(metrics)
         print_written(written)
     if arguments.verbose:
-        print_settings(metrics["model"]["parameters"] | _decided(model))
+        print_settings(metrics["model"]["parameters"] | model.settings_)
         print_timings(timings)
     print_notes(notes)
     return told_of_run(folder, written)
@@ -172,16 +173,6 @@ def _given_parameters(arguments: Namespace) -> dict[str, Any]:
 # Describing
 
 
-def _decided(model: CollisionClustering) -> dict[str, Any]:
-    """Return what the fit made of the parameters that were left open."""
-    return {
-        "batch_size": check_parameters(model.get_params(deep=False)).batch_size,
-        "device": model.device_,
-        "max_epochs": model.n_iter_,
-        "n_init": len(model.restarts_),
-    }
-
-
 def _describe(
     arguments: Namespace,
     source: Source,
@@ -207,7 +198,12 @@ def _describe(
             "dtype": str(source.features.dtype),
             "columns": source.columns,
         },
-        "model": {"n_clusters": model.n_clusters, "parameters": parameters},
+        "model": {
+            "n_clusters": model.n_clusters,
+            "parameters": parameters,
+            "settings": model.settings_,
+        },
+        "evidence": model.evidence_,
         "objective": model.objective_,
         "gap": model.gap_,
         "converged": model.converged_,
@@ -220,14 +216,14 @@ def _describe(
 
 
 def _kmeans(source: Source, model: CollisionClustering, seed: int) -> dict[str, Any]:
-    """Return the scores of plain K-means on the same features, with as many starts."""
+    """Return the scores of plain K-means on the same features, the best of ten starts."""
     if source.labels is None:
         return {}
     timings: Timings = {}
     with warnings.catch_warnings(), timed(timings, "seconds"):
         # Fewer distinct points than clusters: the scores show it.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        kmeans = KMeans(model.n_clusters, n_init=len(model.restarts_), random_state=seed)
+        kmeans = KMeans(model.n_clusters, n_init=_MEANS, random_state=seed)
         features = np.asarray(source.features)
         with every_pool_for(features.size):
             clusters = kmeans.fit_predict(features)

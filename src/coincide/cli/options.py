@@ -39,7 +39,7 @@ _TYPES: dict[str, type] = {
     "bool | None": bool,
 }
 _METAVARS = {int: "N", float: "X", str: "NAME", bool: ""}
-_FLAGS = {"max_epochs": "--epochs", "n_init": "--starts"}
+_FLAGS = {"max_epochs": "--epochs", "n_init": "--starts", "n_neighbors": "--neighbors"}
 _CHOICES = {
     "objective": OBJECTIVES,
     "solver": SOLVERS,
@@ -81,30 +81,51 @@ class Option:
         return f"{what}{listed}" + ("" if default is None else f" (default: {default})")
 
 
-_RESTARTS = " (default: 2,000,000 / (rows x clusters), 1 to 10)"
-_EPOCHS = " (default: at least 3, and at least 120 steps)"
+_RESTARTS = " (default: 400,000 / (rows x clusters), 1 to 3)"
+_EPOCHS = " (default: at least 6 and 240 steps; from clusters 2 and 20)"
 
 # The parameters of CollisionClustering that are options of ``coincide cluster``.
 MODEL = (
-    Option("fairness", float, 100.0, "how closely cluster sizes follow the prior"),
-    Option("objective", str, "cce+", "of the pseudo-labels", OBJECTIVES),
-    Option("solver", str, "interior-point", "how pseudo-labels are found", SOLVERS),
-    Option("network", str, "linear", "of the features", ("linear", "mlp")),
-    Option("init", str, "random", "how a linear network starts", ("random", "k-means")),
+    Option("prior", str, "auto", "shares of the clusters", ("auto", "equal", "learned")),
+    Option(
+        "fairness",
+        float,
+        "auto",
+        "how closely sizes follow the prior (default: 100, or 1 where the prior is learned)",
+    ),
+    Option(
+        "representation",
+        str,
+        "auto",
+        "what the network sees",
+        ("auto", "scaled", "landmarks"),
+    ),
     Option(
         "scaling",
         str,
-        "unit-norm",
+        "auto",
         "of the features; standard where columns have own names",
-        ("unit-norm", "standard", "none"),
+        ("auto", "unit-norm", "standard", "isotropic", "none"),
     ),
+    Option("n_neighbors", int, 10, "nearest rows that are views of a row; 0 for none"),
+    Option("objective", str, "cce+", "of the pseudo-labels", OBJECTIVES),
+    Option("solver", str, "auto", "how pseudo-labels are found", SOLVERS),
+    Option("network", str, "linear", "of the features", ("linear", "mlp")),
+    Option("init", str, "auto", "how a linear network starts", ("auto", "random", "k-means")),
     Option("n_init", int, "auto", f"of which the best is kept{_RESTARTS}"),
     Option("max_epochs", int, None, f"passes over the rows{_EPOCHS}"),
     Option("batch_size", int, "auto", "rows a step (default: 500, or 8 x clusters if more)"),
     Option("learning_rate", float, 0.3, "step length of the optimizer"),
     Option("momentum", float, 0.9, "of the optimizer"),
-    Option("weight_decay", float, 0.1, "shrinkage of the weights"),
-    Option("view_dropout", float, 0.3, "share of features dropped from a row's second view"),
+    Option(
+        "weight_decay", float, "auto", "shrinkage of the weights (default: 0.1, from clusters 0.01)"
+    ),
+    Option(
+        "view_dropout",
+        float,
+        "auto",
+        "share of features dropped from a row's second view (default: 0.3, from clusters none)",
+    ),
     Option("view_noise", float, 0.0, "noise added to a row's second view"),
     Option("device", str, "auto", "auto, cpu, cuda, cuda:1, ..."),
 )

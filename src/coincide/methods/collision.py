@@ -56,6 +56,8 @@ class CollisionMethod(Method):
     n_neighbors : int
         The loss is also taken on a changed view of one of so many neighbors of each row, mined in
         the features before the first epoch, as SCAN does; 0 for none.
+    neighbors : Tensor of shape (M, k), int64, optional
+        The rows' neighbors where they are known already: nothing is mined.
     """
 
     n_clusters: int
@@ -69,30 +71,31 @@ class CollisionMethod(Method):
     labeled_by: str = "auto"
     teacher_momentum: float = 0.99
     n_neighbors: int = 0
+    neighbors: Tensor | None = field(default=None, repr=False)
     _guess: Vector | None = field(default=None, init=False, repr=False)
     _teacher: nn.Module | None = field(default=None, init=False, repr=False)
     _restored: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
-    _neighbors: Tensor | None = field(default=None, init=False, repr=False)
     _taken_up: bool = field(default=False, init=False, repr=False)  # neighbors, for the next epoch
 
     def __post_init__(self) -> None:
         check_integer(self.n_views, "n_views", "CollisionMethod", low=1)
         check_option(self.labeled_by, "labeled_by", "CollisionMethod", LABELED_BY)
+        self._taken_up = self.neighbors is not None
         self._solver = check_solver(self.solver, self.objective, "CollisionMethod", self.n_clusters)
 
     def begin_epoch(self, epoch: int, n_epochs: int, data: AllRows | None) -> None:
         """Mine the neighbors before the first epoch, where they are wanted and not restored."""
         del n_epochs
         if self.n_neighbors and epoch == 0 and data is not None and not self._taken_up:
-            self._neighbors = mine_neighbors(data.features(), self.n_neighbors)
+            self.neighbors = mine_neighbors(data.features(), self.n_neighbors)
         self._taken_up = False
 
     def partners(self, rows: Tensor) -> Tensor | None:
         """Return one of the neighbors of every row, drawn at random."""
-        if self._neighbors is None:
+        if self.neighbors is None:
             return None
-        drawn = torch.randint(self.n_neighbors, rows.shape)
-        return self._neighbors[rows.cpu(), drawn]
+        drawn = torch.randint(self.neighbors.shape[1], rows.shape)
+        return self.neighbors[rows.cpu(), drawn]
 
     def loss(self, network: nn.Module, batch: Batch) -> BatchLoss:
         """Return the mean over the views of collision cross-entropy to the batch's labels."""
@@ -135,8 +138,8 @@ class CollisionMethod(Method):
         if self._teacher is not None:
             copied = self._teacher.state_dict().items()
             state |= {f"teacher.{name}": tensor.clone() for name, tensor in copied}
-        if self._neighbors is not None:
-            state["neighbors"] = self._neighbors
+        if self.neighbors is not None:
+            state["neighbors"] = self.neighbors
         return state | self._restored
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -144,8 +147,8 @@ class CollisionMethod(Method):
         guess = state.get("guess")
         self._guess = None if guess is None else guess.double().cpu().numpy()
         self._teacher = None
-        self._neighbors = state.get("neighbors")
-        self._taken_up = self._neighbors is not None
+        self.neighbors = state.get("neighbors")
+        self._taken_up = self.neighbors is not None
         self._restored = {name: t for name, t in state.items() if name.startswith("teacher.")}
 
     def _label(self, probs: Tensor, weights: Tensor | None, known: Tensor | None) -> Tensor:

@@ -41,19 +41,24 @@ def hidden_layers(n_features: int) -> list[nn.Module]:
 
 
 def start_from_centers(head: nn.Linear, centers: Tensor) -> None:
-    """Set a linear head to the unit directions of cluster centers, without bias.
+    """Let a linear head give each row to its nearest center.
+
+    The logits are ``-‖x - c_k‖²/2`` but for what all share, divided by the root mean square of the
+    ``‖c_k‖``: the weights are of unit size.
 
     Parameters
     ----------
     head : nn.Linear
         From D features to K logits.
     centers : Tensor of shape (K, D)
-        In the scaled feature space; a center at the origin gives a zero row.
+        In the space of the features.
     """
+    squares = centers.square().sum(1)
+    size = squares.mean().sqrt()
+    size = torch.where(size > 0, size, 1.0)
     with torch.no_grad():
-        length = torch.linalg.vector_norm(centers, dim=1, keepdim=True)
-        head.weight.copy_(centers / torch.where(length > 0, length, 1.0))
-        head.bias.zero_()
+        head.weight.copy_(centers / size)
+        head.bias.copy_(-squares / (2 * size))
 
 
 def check_network(network: nn.Module, some_rows: Tensor, n_clusters: int, owner: str) -> None:

@@ -2,14 +2,14 @@
 
 ``"unit-norm"`` centers the columns, gives every row unit length and multiplies by ``√D``: the
 entries have unit variance, and only the direction of a row counts, as it should for embeddings.
-``"standard"`` centers and divides by the standard deviation, column by column. ``"none"`` leaves
-the features as they are.
+``"standard"`` centers and divides by the standard deviation, column by column. ``"isotropic"``
+centers and divides all columns by one number: their distances keep their proportions. ``"none"``
+leaves the features as they are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-SCALINGS = ("unit-norm", "standard", "none")
+from coincide.representations.rows import exact_dtype, row_blocks
 
-_ENTRIES_PER_BLOCK = 1_000_000
-_KEPT_ENTRIES = 250_000_000  # 1 GB of float32: below this the scaled rows stay in memory
+SCALINGS = ("unit-norm", "standard", "isotropic", "none")
+
+_TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Scaling:
 
     Attributes
     ----------
-    kind : {"unit-norm", "standard", "none"}
+    kind : {"unit-norm", "standard", "isotropic", "none"}
     mean, spread : Tensor of shape (D,), float64
         Weighted mean and standard deviation of the columns the scaling was fitted on.
     mass : float
@@ -50,6 +51,8 @@ class Scaling:
         if self.kind == "standard":
             spread = self.spread.to(rows)
             return (centered / torch.where(spread > 0, spread, 1.0)).float()
+        if self.kind == "isotropic":
+            return (centered / self.spread.square().mean().sqrt().clamp_min(_TINY).to(rows)).float()
         length = torch.linalg.vector_norm(centered, dim=1, keepdim=True)
         unit = centered / torch.where(length > 0, length, 1.0)
         return (unit * math.sqrt(rows.shape[1])).float()
@@ -82,7 +85,7 @@ def fit_scaling(
     width = features.shape[1]
     total, first, second = 0.0, np.zeros(width), np.zeros(width)
     # Shifted by one row, so that a large common offset costs no digits.
-    dtype = _exact_dtype(features)
+    dtype = exact_dtype(features)
     origin = np.asarray(features[0], dtype)
     for block in row_blocks(*features.shape):
         rows = np.asarray(features[block], dtype) - origin
@@ -98,45 +101,3 @@ def fit_scaling(
         torch.from_numpy(spread),
         total,
     )
-
-
-def row_blocks(rows: int, columns: int) -> Iterator[slice]:
-    """Yield slices that cover the rows in blocks of about a million entries."""
-    step = max(1, _ENTRIES_PER_BLOCK // max(columns, 1))
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
-
-
-def read_rows(features: NDArray[Any]) -> Tensor:
-    """Return a copy as a tensor: float64 where float32 would cost digits before centering."""
-    return torch.from_numpy(np.array(features, _exact_dtype(features), order="C"))
-
-
-def _exact_dtype(features: NDArray[Any]) -> np.dtype[Any]:
-    return np.dtype(np.float32 if np.can_cast(features.dtype, np.float32) else np.float64)
-
-
-class ScaledRows:
-    """Feature vectors, scaled, as float32 tensors on a device.
-
-    Scaled once and kept when they fit in memory, else scaled batch by batch (a memory map is
-    then never loaded as a whole).
-    """
-
-    def __init__(self, features: NDArray[Any], scaling: Scaling, device: torch.device) -> None:
-        self._features = features
-        self._scaling = scaling
-        self._device = device
-        self._kept = self._read(slice(None)) if features.size <= _KEPT_ENTRIES else None
-
-    def __len__(self) -> int:
-        return len(self._features)
-
-    def __getitem__(self, rows: Tensor | slice) -> Tensor:
-        if self._kept is not None:
-            return self._kept[rows.to(self._device) if isinstance(rows, Tensor) else rows]
-        return self._read(rows)
-
-    def _read(self, rows: Tensor | slice) -> Tensor:
-        index = rows.cpu().numpy() if isinstance(rows, Tensor) else rows
-        return self._scaling(read_rows(self._features[index]).to(self._device))

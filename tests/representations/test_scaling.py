@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.preprocessing import StandardScaler, normalize
 
-from coincide.data import scaling as module
-from coincide.data.scaling import SCALINGS, ScaledRows, fit_scaling, row_blocks
+from coincide.representations import SCALINGS, RepresentedRows, fit_scaling, row_blocks
+from coincide.representations import rows as module
 from coincide.views.vectors import VectorView
 
 CPU = torch.device("cpu")
@@ -20,7 +20,7 @@ WEIGHTS = rng.integers(0, 4, size=200).astype(float)
 
 
 def scaled(features, kind, weights=None):
-    return ScaledRows(features, fit_scaling(features, kind, weights), CPU)[slice(None)]
+    return RepresentedRows(features, fit_scaling(features, kind, weights), CPU)[slice(None)]
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
@@ -114,9 +114,9 @@ def test_rows_read_batch_by_batch_are_the_kept_rows(tmp_path, monkeypatch, kind)
     np.save(tmp_path / "x.npy", X.astype(np.float32))
     memmap = np.load(tmp_path / "x.npy", mmap_mode="r")
     fitted = fit_scaling(memmap, kind)
-    kept = ScaledRows(memmap, fitted, CPU)
+    kept = RepresentedRows(memmap, fitted, CPU)
     monkeypatch.setattr(module, "_KEPT_ENTRIES", X.size - 1)
-    read = ScaledRows(memmap, fitted, CPU)
+    read = RepresentedRows(memmap, fitted, CPU)
     assert kept._kept is not None
     assert read._kept is None
     assert len(kept) == len(read) == 200
@@ -133,7 +133,7 @@ def test_the_features_are_neither_shared_nor_changed(monkeypatch, kept):
     features = X.astype(np.float32)[::-1]  # negative strides, which torch refuses
     features.setflags(write=False)  # of which torch warns
     before = features.copy()
-    ScaledRows(features, fit_scaling(features, "none"), CPU)[slice(0, 3)].zero_()
+    RepresentedRows(features, fit_scaling(features, "none"), CPU)[slice(0, 3)].zero_()
     np.testing.assert_array_equal(features, before)
 
 

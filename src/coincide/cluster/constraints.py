@@ -1,0 +1,199 @@
+"""What the estimator's parameters, rows and weights may be, and what is made of those left open."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+
+from coincide._checks import (
+    Vector,
+    check_integer,
+    check_option,
+    check_prior,
+    check_real,
+    check_weights,
+    parameter_message,
+)
+from coincide.networks import NETWORKS
+from coincide.pseudolabels import OBJECTIVES, SOLVERS
+from coincide.pseudolabels.solve import check_solver
+from coincide.representations import REPRESENTATIONS, SCALINGS, Scaling, row_blocks
+from coincide.training.config import TrainingConfig
+from coincide.views.vectors import VectorView
+
+OWNER = "CollisionClustering"
+PRIORS = ("auto", "equal", "learned")
+
+# What every parameter may be by itself; check_parameters says what fits together.
+_CONSTRAINTS: dict[str, Callable[[Any, str, str], object]] = {
+    "n_clusters": partial(check_integer, low=2),
+    "objective": partial(check_option, options=OBJECTIVES),
+    "solver": partial(check_option, options=("auto", *SOLVERS)),
+    "fairness": check_real,
+    "representation": partial(check_option, options=("auto", *REPRESENTATIONS)),
+    "scaling": partial(check_option, options=("auto", *SCALINGS)),
+    "init": partial(check_option, options=("auto", "random", "k-means")),
+    "n_neighbors": partial(check_integer, low=0),
+    "n_init": partial(check_integer, low=1),
+    "max_epochs": partial(check_integer, low=1),
+    "batch_size": partial(check_integer, low=2),
+    "learning_rate": partial(check_real, open_low=True),
+    "momentum": partial(check_real, below=1),
+    "weight_decay": check_real,
+    "view_dropout": partial(check_real, below=1),
+    "view_noise": check_real,
+}
+_LEFT_OPEN = {
+    "n_init": "auto",
+    "max_epochs": None,
+    "batch_size": "auto",
+    "fairness": "auto",
+    "weight_decay": "auto",
+    "view_dropout": "auto",
+}
+
+_ROWS_PER_BATCH = 500
+_ROWS_PER_CLUSTER = 8  # in a batch
+_OTHER_UNITS = 100  # times the range of another column
+_ONE_LENGTH = 1e-2  # rows whose lengths differ by less are embeddings, of one unit
+_ENTRIES_PER_RESTART = 400_000
+_MOST_RESTARTS = 3
+
+
+class Recipe(NamedTuple):
+    """How a head is trained on a representation, where the user leaves it open."""
+
+    weight_decay: float
+    view_dropout: float
+    least_epochs: int
+    least_steps: int
+
+
+# A random start has to find the clusters: neighbors and dropped entries say what a class is. A head
+# that starts from clusters has to become sure of them. Settled on the embeddings of README and on
+# the panel of benchmarks/panel.py, with their labels in view.
+_RECIPES = {
+    "random": Recipe(weight_decay=0.1, view_dropout=0.3, least_epochs=6, least_steps=240),
+    "clusters": Recipe(weight_decay=0.01, view_dropout=0.0, least_epochs=2, least_steps=20),
+}
+
+
+def check_parameters(given: Mapping[str, Any]) -> None:
+    """Refuse unfit parameters of an estimator."""
+    for name, check in _CONSTRAINTS.items():
+        if name not in _LEFT_OPEN or given[name] != _LEFT_OPEN[name]:
+            check(given[name], name, OWNER)
+    n_clusters, network = given["n_clusters"], given["network"]
+    check_solver(given["solver"], given["objective"], OWNER, n_clusters)
+    if isinstance(given["prior"], str):
+        check_option(given["prior"], "prior", OWNER, PRIORS)
+    else:
+        check_prior(given["prior"], n_clusters, OWNER)
+    if not isinstance(network, nn.Module):
+        check_option(network, "network", OWNER, NETWORKS)
+    if network == "linear":
+        return
+    for name, value in (("init", "k-means"), ("prior", "learned"), ("representation", "landmarks")):
+        if isinstance(given[name], str) and given[name] == value:
+            expected = f"another than {value!r} unless network is 'linear'"
+            raise ValueError(parameter_message(name, OWNER, expected, value))
+
+
+def check_stream(given: Mapping[str, Any]) -> None:
+    """Refuse what a stream cannot have: it never has all its rows."""
+    for name, value in (("representation", "landmarks"), ("prior", "learned")):
+        if isinstance(given[name], str) and given[name] == value:
+            expected = f"another than {value!r} for partial_fit"
+            raise ValueError(parameter_message(name, OWNER, expected, value))
+
+
+def training_config(given: Mapping[str, Any], start: str, n_rows: int) -> TrainingConfig:
+    """Return how a head is to be trained that starts ``"random"`` or from ``"clusters"``."""
+    recipe = _RECIPES[start]
+    batch_size = given["batch_size"]
+    if batch_size == "auto":
+        batch_size = max(_ROWS_PER_BATCH, _ROWS_PER_CLUSTER * given["n_clusters"])
+    max_epochs = given["max_epochs"]
+    if max_epochs is None:
+        steps = math.ceil(n_rows / batch_size)
+        max_epochs = max(recipe.least_epochs, math.ceil(recipe.least_steps / steps))
+    decay = given["weight_decay"]
+    return TrainingConfig(
+        batch_size=int(batch_size),
+        learning_rate=float(given["learning_rate"]),
+        momentum=float(given["momentum"]),
+        weight_decay=recipe.weight_decay if decay == "auto" else float(decay),
+        max_epochs=max_epochs,
+    )
+
+
+def vector_view(given: Mapping[str, Any], start: str) -> VectorView:
+    """Return the view of a head that starts ``"random"`` or from ``"clusters"``."""
+    dropout = given["view_dropout"]
+    if dropout == "auto":
+        dropout = _RECIPES[start].view_dropout
+    return VectorView(float(dropout), float(given["view_noise"]))
+
+
+def n_restarts(given: Mapping[str, Any], n_rows: int) -> int:
+    """Return how many random starts a head on scaled rows gets."""
+    if given["n_init"] != "auto":
+        return int(given["n_init"])
+    fitting = _ENTRIES_PER_RESTART // (n_rows * given["n_clusters"])
+    return min(_MOST_RESTARTS, max(1, int(fitting)))
+
+
+def check_rows(features: NDArray[Any], scaling: Scaling, n_clusters: int) -> None:
+    """Refuse fewer rows than clusters, and constant features."""
+    if len(features) < n_clusters:
+        raise ValueError(
+            f"n_samples={len(features)} should be >= n_clusters={n_clusters}:"
+            " there cannot be more clusters than rows."
+        )
+    if not bool((scaling.spread > 0).any()):
+        raise ValueError("All features are constant: there is nothing to cluster by.")
+
+
+def row_weights(weights: ArrayLike | None, n_rows: int) -> Vector | None:
+    """Return row weights as float64; one number is the weight of every row."""
+    if weights is not None and np.asarray(weights).ndim == 0:
+        weights = np.full(n_rows, weights)
+    checked = check_weights(weights, n_rows, OWNER)
+    return None if checked is None else checked.numpy()
+
+
+def differing_units(
+    features: NDArray[Any], spread: Vector, names: Sequence[str] | None = None
+) -> str | None:
+    """Return a clause that says so where columns have units of their own.
+
+    That is told by their ranges: a standard deviation is small also where a value is rare. Rows of
+    one length are embeddings, whatever their columns.
+    """
+    varied = spread > 0
+    if spread.max() < _OTHER_UNITS * spread[varied].min():
+        return None
+    low, high = np.full(len(spread), np.inf), np.full(len(spread), -np.inf)
+    shortest, longest = np.inf, 0.0
+    for block in row_blocks(*features.shape):
+        rows = np.asarray(features[block], np.float64)
+        low, high = np.minimum(low, rows.min(0)), np.maximum(high, rows.max(0))
+        lengths = np.linalg.norm(rows, axis=1)
+        shortest, longest = min(shortest, lengths.min()), max(longest, lengths.max())
+    if longest - shortest < _ONE_LENGTH * longest:
+        return None
+    ranges = np.where(varied, high - low, np.nan)
+    least, most = int(np.nanargmin(ranges)), int(np.nanargmax(ranges))
+    if ranges[most] < _OTHER_UNITS * ranges[least]:
+        return None
+    called = [repr(str(number if names is None else names[number])) for number in (most, least)]
+    return (
+        f"Columns differ in spread by {ranges[most] / ranges[least]:.2g} (range {ranges[most]:.2g}"
+        f" of column {called[0]}, {ranges[least]:.2g} of {called[1]})"
+    )

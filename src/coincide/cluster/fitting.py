@@ -1,0 +1,433 @@
+"""One fit: heads on several representations, of which the one with the most evidence is kept.
+
+    rows ─▶ scaling ─┬─▶ random starts, neighbors as views ─┐
+                     └─▶ landmarks, from proposed clusters ─┴─▶ training (11), (9) ─▶ evidence
+
+Embeddings have more directions than clusters, and a linear head on their rows can tell every
+cluster from the rest; on few columns it cannot, and what landmarks see is needed.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor, nn
+
+from coincide._checks import Vector, check_prior
+from coincide._threads import every_pool_for
+from coincide.cluster.constraints import (
+    OWNER,
+    check_rows,
+    differing_units,
+    n_restarts,
+    training_config,
+    vector_view,
+)
+from coincide.cluster.evidence import NeighborEvidence, effective_dimension
+from coincide.cluster.proposals import Proposal, propose
+from coincide.methods import CollisionMethod
+from coincide.networks import build_network, check_network, start_from_centers
+from coincide.pseudolabels.problem import Certificate
+from coincide.pseudolabels.rows import choose_passes
+from coincide.representations import (
+    Landmarks,
+    Points,
+    Representation,
+    RepresentedRows,
+    Scaling,
+    can_have_landmarks,
+    fit_scaling,
+    nearest_rows,
+    read_rows,
+)
+from coincide.training.collapse import ClusteringWarning
+from coincide.training.history import EpochRecord
+from coincide.training.loop import Data, Trainer
+from coincide.training.randomness import seeded
+
+_LABEL_TOL = 0.05  # of a batch's pseudo-labels; a hundredth of it for the reported objective
+_SAMPLED_ROWS = 20_000  # that landmarks, K-means and the evidence see
+_JUDGED_ROWS = 2_500  # that the reported objective is of
+_ALL_PAIRS = 50_000  # rows up to which the neighbors of a row are sought among all others
+_NEIGHBORS = 10  # that the evidence counts where views have none
+_FIRM, _LOOSE = 100.0, 1.0  # λ
+_SIMPLER = 0.95  # share of the landmarks' evidence that is enough for a head on plain rows
+
+Tell = Callable[[int, int, EpochRecord], None]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained head, and what it is worth."""
+
+    network: nn.Module
+    representation: Representation
+    prior: Vector
+    records: list[EpochRecord]
+    certificate: Certificate
+    evidence: float
+    start: str
+    seed: int
+
+    @property
+    def kind(self) -> str:
+        """``"landmarks"`` or ``"scaled"``."""
+        return "landmarks" if isinstance(self.representation, Landmarks) else "scaled"
+
+    def told(self) -> dict[str, Any]:
+        """Return what a report says of it."""
+        return {
+            "seed": self.seed,
+            "representation": self.kind,
+            "evidence": self.evidence,
+            "objective": self.certificate.objective,
+        }
+
+
+@dataclass(frozen=True)
+class Start:
+    """A network before it is trained, and what it is trained on."""
+
+    network: nn.Module
+    representation: Representation
+    prior: Vector
+    rows: RepresentedRows
+    kind: str = "clusters"  # that it starts from; or "random"
+    neighbors: Tensor | None = None
+
+
+class Fit:
+    """The candidates for one set of rows.
+
+    Parameters
+    ----------
+    given : mapping
+        The checked parameters of the estimator.
+    features : array of shape (M, D)
+    weights : array of shape (M,), optional
+        Positive.
+    names : sequence of str, optional
+        Of the columns.
+    device : torch.device
+    random : RandomState
+    tell : callable
+        Told the number of the training, the number of all, and every epoch's record.
+    """
+
+    def __init__(
+        self,
+        given: Mapping[str, Any],
+        features: NDArray[Any],
+        weights: NDArray[np.float64] | None = None,
+        *,
+        names: Any,
+        device: torch.device,
+        random: np.random.RandomState,
+        tell: Tell,
+    ) -> None:
+        self._given = given
+        self._features = features
+        self._weights = weights
+        self._device = device
+        self._tell = tell
+        self._seeds = random.randint(2**31, size=n_restarts(given, len(features))).tolist()
+        self._n_clusters = int(given["n_clusters"])
+        measured = fit_scaling(features, "isotropic", weights)
+        check_rows(features, measured, self._n_clusters)
+        # A seed of its own: more restarts leave the first ones as they are.
+        order = np.random.RandomState(self._seeds[0]).permutation(len(features))
+        self._sample = order[:_SAMPLED_ROWS]
+        self._sampled = read_rows(features[self._sample])
+        self.scaling = self._choose_scaling(measured, names)
+        self._points = self._scaled_sample(self.scaling)
+        self._wide = effective_dimension(self._points) > self._n_clusters
+        # No more than a cluster of mean size has beside the row.
+        self._n_neighbors = min(int(given["n_neighbors"]), len(features) // self._n_clusters - 1)
+        n_neighbors = min(self._n_neighbors or _NEIGHBORS, len(features) - 1)
+        self._evidence = NeighborEvidence(self._points, n_neighbors)
+
+    def run(self) -> tuple[Candidate, list[Candidate]]:
+        """Train every candidate; return the one to keep, and all."""
+        kinds = self._kinds()
+        n_trainings = len(self._seeds) * ("scaled" in kinds) + ("landmarks" in kinds)
+        tried = []
+        if "landmarks" in kinds:
+            start = self._on_landmarks(self._seeds[0])
+            tried.append(self._train(start, self._seeds[0], 0, n_trainings))
+        # Where neighbors agree nearly always, plain rows cannot do better by more than is asked.
+        if "scaled" in kinds and not (tried and tried[0].evidence >= _SIMPLER):
+            scaling = self._scaling_of_rows()
+            rows = RepresentedRows(self._features, scaling, self._device)
+            points = self._scaled_sample(scaling)
+            neighbors = self._neighbors(rows, points)
+            for seed in self._seeds:
+                network, prior, kind = self._start_on(points, seed)
+                start = Start(network, scaling, prior, rows, kind, neighbors)
+                tried.append(self._train(start, seed, len(tried), n_trainings))
+        return _best(tried), tried
+
+    # What is looked at
+
+    def _choose_scaling(self, measured: Scaling, names: Any) -> Scaling:
+        kind = self._given["scaling"]
+        units = None
+        if kind in ("auto", "unit-norm"):
+            units = differing_units(self._features, measured.spread.numpy(), names)
+        if units is not None and kind == "unit-norm":
+            _warn(
+                f"{units}, and rows are brought to unit length: only the widest columns count."
+                " Where columns have units of their own, take scaling='standard'."
+            )
+        if kind == "auto":
+            kind = "isotropic" if units is None else "standard"
+            if units is not None:
+                _warn(
+                    f"{units}: they were standardized, each to the same spread. If their spreads"
+                    " are to count, take scaling='isotropic'."
+                )
+        return replace(measured, kind=kind)
+
+    def _kinds(self) -> tuple[str, ...]:
+        """Return the representations to try."""
+        asked = self._given["representation"]
+        if asked != "auto":
+            return (asked,)
+        if self._given["network"] != "linear":
+            return ("scaled",)
+        if not can_have_landmarks(len(self._points), self._n_clusters):
+            return ("scaled",)
+        return ("landmarks", "scaled") if self._wide else ("landmarks",)
+
+    def _scaling_of_rows(self) -> Scaling:
+        """Return the scaling of rows that the network sees as they are."""
+        unit = self._given["scaling"] == "auto" and self.scaling.kind == "isotropic" and self._wide
+        return replace(self.scaling, kind="unit-norm") if unit else self.scaling
+
+    def _scaled_sample(self, scaling: Scaling) -> Points:
+        return np.asarray(scaling(self._sampled).numpy(), np.float32)
+
+    def _neighbors(self, rows: RepresentedRows, points: Points) -> Tensor | None:
+        """Return the nearest rows of every row, among the sample where there are many."""
+        count = self._n_neighbors
+        if count == 0:
+            return None
+        if len(rows) <= _ALL_PAIRS:
+            own = np.asarray(rows[slice(None)].cpu().numpy())
+            return torch.from_numpy(nearest_rows(own, count))
+        found = []
+        for start in range(0, len(rows), _SAMPLED_ROWS):
+            block = np.asarray(rows[slice(start, start + _SAMPLED_ROWS)].cpu().numpy())
+            both = np.concatenate([points, block])
+            numbers = np.arange(len(points), len(both))
+            found.append(nearest_rows(both, count, numbers, among=len(points)))
+        return torch.from_numpy(self._sample[np.concatenate(found)])
+
+    # The candidates
+
+    def _on_landmarks(self, seed: int) -> Start:
+        """Return a head that starts from the clusters proposed on landmarks."""
+        weights = None if self._weights is None else self._weights[self._sample]
+        proposal = propose(
+            self._points,
+            self.scaling,
+            self._n_clusters,
+            self._evidence,
+            weights=weights,
+            seed=seed,
+        )
+        proposal = _in_order_of(self._given["prior"], proposal)
+        with seeded(seed, self._device):
+            network = build_network("linear", proposal.centers.shape[1], self._n_clusters)
+        assert isinstance(network, nn.Linear)
+        start_from_centers(network, torch.from_numpy(proposal.centers))
+        rows = RepresentedRows(self._features, proposal.landmarks, self._device)
+        return Start(network, proposal.landmarks, self._prior(proposal.shares), rows)
+
+    def _start_on(self, points: Points, seed: int) -> tuple[nn.Module, Vector, str]:
+        """Return a network on scaled rows, the prior, and what it starts from."""
+        given = self._given
+        with seeded(seed, self._device):
+            network = fresh_network(given["network"], points.shape[1], self._n_clusters)
+        check_network(network, torch.from_numpy(points[:2]), self._n_clusters, OWNER)
+        init = given["init"]
+        learned = isinstance(given["prior"], str) and given["prior"] == "learned"
+        if init == "auto":
+            init = "k-means" if learned or not self._wide else "random"
+        if init == "random" or given["network"] != "linear":
+            return network, self._prior(None), "random"
+        assert isinstance(network, nn.Linear)
+        centers, shares = self._means(points, seed)
+        start_from_centers(network, torch.from_numpy(centers))
+        return network, self._prior(shares if learned or not self._wide else None), "clusters"
+
+    def _means(self, points: Points, seed: int) -> tuple[Points, Vector]:
+        """Return K-means' centers among the sampled rows, and their shares."""
+        weights = None if self._weights is None else self._weights[self._sample]
+        means = KMeans(self._n_clusters, n_init=1, random_state=seed)
+        with warnings.catch_warnings(), every_pool_for(points.size * self._n_clusters):
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            clusters = means.fit_predict(points, sample_weight=weights)
+        shares = np.bincount(clusters, weights, minlength=self._n_clusters)
+        return means.cluster_centers_, shares / shares.sum()
+
+    def _prior(self, shares: Vector | None) -> Vector:
+        given = self._given["prior"]
+        if not isinstance(given, str):
+            return check_prior(given, self._n_clusters, OWNER)
+        if given == "equal" or shares is None:
+            return check_prior(None, self._n_clusters, OWNER)
+        # As if every cluster had one row more: none is given up before the training.
+        counts = shares * len(self._sample) + 1
+        return np.asarray(counts / counts.sum())
+
+    def _train(self, start: Start, seed: int, number: int, n_trainings: int) -> Candidate:
+        rows, prior = start.rows, start.prior
+        weights = on_device(self._weights, self._device)
+        with seeded(seed, self._device):
+            trainer = new_trainer(
+                self._given,
+                start.kind,
+                start.network.to(self._device),
+                prior,
+                len(rows),
+                generator=torch.Generator().manual_seed(seed),
+                neighbors=start.neighbors,
+            )
+            records = trainer.fit(
+                Data(rows, weights=weights),
+                on_epoch=lambda record: self._tell(number, n_trainings, record),
+            )
+        network = start.network.eval()
+        few = torch.from_numpy(self._sample)
+        with torch.no_grad():
+            logits = network(rows[few])
+        judged = few[:_JUDGED_ROWS]
+        method = new_method(self._given, prior, len(judged), self._device)
+        certificate = method.evaluate(
+            logits[: len(judged)], None if weights is None else weights[judged.to(weights.device)]
+        )
+        evidence = self._evidence.of(logits.argmax(1).cpu().numpy())
+        shown = start.representation
+        return Candidate(network, shown, prior, records, certificate, evidence, start.kind, seed)
+
+
+def fresh_network(network: str | nn.Module, n_features: int, n_clusters: int) -> nn.Module:
+    """Return a new network of that name, or a copy of one's own with its weights."""
+    if isinstance(network, nn.Module):
+        return copy.deepcopy(network)
+    return build_network(network, n_features, n_clusters)
+
+
+def new_method(
+    given: Mapping[str, Any],
+    prior: Vector,
+    n_rows: int,
+    device: torch.device,
+    *,
+    n_solves: int = 1,
+    neighbors: Tensor | None = None,
+) -> CollisionMethod:
+    """Return the paper's method for batches of so many rows."""
+    fairness = fairness_of(given, prior)
+    solver = given["solver"]
+    if solver == "auto" and given["objective"] == "cce+" and fairness >= _FIRM:
+        solver = "interior-point"  # whose steps a firm prior does not make more
+    return CollisionMethod(
+        n_clusters=len(prior),
+        prior=prior,
+        fairness=fairness,
+        objective=given["objective"],
+        solver=solver,
+        label_tol=_LABEL_TOL,
+        passes=choose_passes(n_rows * len(prior) * n_solves, device),
+        neighbors=neighbors,
+    )
+
+
+def fairness_of(given: Mapping[str, Any], prior: Vector) -> float:
+    """Return λ: firm where equal shares are wanted, loose where the shares are only a guess."""
+    if given["fairness"] != "auto":
+        return float(given["fairness"])
+    guessed = isinstance(given["prior"], str) and bool((prior != prior[0]).any())
+    return _LOOSE if guessed else _FIRM
+
+
+def new_trainer(
+    given: Mapping[str, Any],
+    start: str,
+    network: nn.Module,
+    prior: Vector,
+    n_rows: int,
+    *,
+    generator: torch.Generator,
+    neighbors: Tensor | None = None,
+) -> Trainer:
+    """Return a trainer of a network that starts ``"random"`` or from ``"clusters"``."""
+    config = training_config(given, start, n_rows)
+    n_solves = config.epochs(n_rows) * config.steps_per_epoch(n_rows)
+    device = next(network.parameters()).device
+    in_batch = min(config.batch_size, n_rows)
+    method = new_method(given, prior, in_batch, device, n_solves=n_solves, neighbors=neighbors)
+    view = vector_view(given, start)
+    return Trainer(network, method, view, config, generator=generator)
+
+
+def on_device(weights: NDArray[np.float64] | None, device: torch.device) -> Tensor | None:
+    """Return row weights as the trainer takes them."""
+    return None if weights is None else torch.from_numpy(weights).float().to(device)
+
+
+def _best(tried: list[Candidate]) -> Candidate:
+    """Return the candidate with the most evidence; plain rows, if that is nearly as much.
+
+    A training that diverged has an objective that is no number, and loses.
+    """
+
+    def worth(candidate: Candidate) -> tuple[float, float]:
+        objective = candidate.certificate.objective
+        if math.isnan(objective):
+            return -1.0, 0.0
+        return candidate.evidence, -objective
+
+    best = max(tried, key=worth)
+    plain = [candidate for candidate in tried if candidate.kind == "scaled"]
+    if plain:
+        simpler = max(plain, key=worth)
+        if worth(simpler)[0] >= _SIMPLER * worth(best)[0]:
+            best = simpler
+    if math.isnan(best.certificate.objective):
+        raise ValueError(
+            f"The training of {OWNER} diverged: the predictions are not numbers. Try a smaller"
+            " learning_rate."
+        )
+    return best
+
+
+def _in_order_of(prior: Any, proposal: Proposal) -> Proposal:
+    """Return the proposal with its largest cluster where a given prior is largest, and so on."""
+    if isinstance(prior, str):
+        return proposal
+    order = np.empty(len(proposal.shares), np.int64)
+    order[np.argsort(-np.asarray(prior, float), kind="stable")] = np.argsort(-proposal.shares)
+    return Proposal(
+        proposal.landmarks, proposal.centers[order], proposal.shares[order], proposal.evidence
+    )
+
+
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, ClusteringWarning, stacklevel=6)
+
+
+def history_of(records: list[EpochRecord]) -> list[dict[str, Any]]:
+    """Return the epochs as dicts."""
+    return [asdict(record) for record in records]
