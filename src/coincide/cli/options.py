@@ -91,7 +91,7 @@ MODEL = (
         "fairness",
         float,
         "auto",
-        "how closely sizes follow the prior (default: 100, or 1 where the prior is learned)",
+        "how closely sizes follow the prior (default: 100; 1 on landmarks)",
     ),
     Option(
         "representation",

@@ -35,8 +35,8 @@ from coincide.cluster.constraints import (
     vector_view,
 )
 from coincide.cluster.fitting import (
+    FIRM,
     Fit,
-    fairness_of,
     fresh_network,
     history_of,
     new_method,
@@ -83,7 +83,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         Of the pseudo-labels, see :func:`coincide.solve_pseudo_labels`.
     fairness : float or "auto"
         ``λ``, relative to the mean loss: how closely cluster sizes follow the prior. ``"auto"``:
-        100, the paper's, but 1 where the prior is learned, and so only a guess.
+        100, the paper's, but 1 on landmarks where the prior is learned, and so only a guess.
     prior : {"auto", "equal", "learned"} or array of shape (n_clusters,)
         ``u``, the expected shares of the clusters. ``"learned"``: those of the clusters that the
         training starts from. ``"auto"``: learned on landmarks and on few columns, equal on
@@ -275,7 +275,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
                 "scaling": scaling_of(chosen.representation).kind,
                 "n_init": len(tried),
                 "max_epochs": self.n_iter_,
-                "fairness": fairness_of(given, chosen.prior),
+                "fairness": chosen.fairness,
                 "batch_size": config.batch_size,
                 "weight_decay": config.weight_decay,
                 "view_dropout": view.dropout,
@@ -314,6 +314,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             prior = None if isinstance(self.prior, str) else self.prior
             self.prior_ = check_prior(prior, self.n_clusters, OWNER)
             self.network_ = network
+            self.settings_ = {"fairness": FIRM if self.fairness == "auto" else self.fairness}
             self.n_iter_, self.history_ = 0, []
         elif isinstance(self.representation_, Scaling):
             self.representation_ = self.representation_.merge(chunk)
@@ -346,7 +347,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         """Return minus the objective of these rows under their best labels: higher is better."""
         del y
         logits = torch.from_numpy(self._by_block(X, lambda logits: logits))
-        given = self.get_params(deep=False)
+        given = self.get_params(deep=False) | {"fairness": self.settings_["fairness"]}
         method = new_method(given, self.prior_, len(logits), self.device_)
         return -method.evaluate(logits.to(self.device_)).objective
 

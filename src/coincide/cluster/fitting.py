@@ -4,7 +4,8 @@
                      └─▶ landmarks, from proposed clusters ─┴─▶ training (11), (9) ─▶ evidence
 
 Embeddings have more directions than clusters, and a linear head on their rows can tell every
-cluster from the rest; on few columns it cannot, and what landmarks see is needed.
+cluster from the rest; on few columns it cannot, and what landmarks see is needed. A head that
+starts from clusters is trained on a sample of 20,000 rows, one that starts at random on all.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -60,7 +61,7 @@ _SAMPLED_ROWS = 20_000  # that landmarks, K-means and the evidence see
 _JUDGED_ROWS = 2_500  # that the reported objective is of
 _ALL_PAIRS = 50_000  # rows up to which the neighbors of a row are sought among all others
 _NEIGHBORS = 10  # that the evidence counts where views have none
-_FIRM, _LOOSE = 100.0, 1.0  # λ
+FIRM, _LOOSE = 100.0, 1.0  # λ: the paper's, and where the shares are but a guess
 _SIMPLER = 0.95  # share of the landmarks' evidence that is enough for a head on plain rows
 
 Tell = Callable[[int, int, EpochRecord], None]
@@ -73,6 +74,7 @@ class Candidate:
     network: nn.Module
     representation: Representation
     prior: Vector
+    fairness: float
     records: list[EpochRecord]
     certificate: Certificate
     evidence: float
@@ -102,6 +104,7 @@ class Start:
     representation: Representation
     prior: Vector
     rows: RepresentedRows
+    weights: Vector | None = None
     kind: str = "clusters"  # that it starts from; or "random"
     neighbors: Tensor | None = None
 
@@ -135,7 +138,7 @@ class Fit:
         random: np.random.RandomState,
         tell: Tell,
     ) -> None:
-        self._given = given
+        self._given = dict(given)
         self._features = features
         self._weights = weights
         self._device = device
@@ -166,13 +169,7 @@ class Fit:
             tried.append(self._train(start, self._seeds[0], 0, n_trainings))
         # Where neighbors agree nearly always, plain rows cannot do better by more than is asked.
         if "scaled" in kinds and not (tried and tried[0].evidence >= _SIMPLER):
-            scaling = self._scaling_of_rows()
-            rows = RepresentedRows(self._features, scaling, self._device)
-            points = self._scaled_sample(scaling)
-            neighbors = self._neighbors(rows, points)
-            for seed in self._seeds:
-                network, prior, kind = self._start_on(points, seed)
-                start = Start(network, scaling, prior, rows, kind, neighbors)
+            for start, seed in self._on_scaled_rows():
                 tried.append(self._train(start, seed, len(tried), n_trainings))
         return _best(tried), tried
 
@@ -216,6 +213,12 @@ class Fit:
     def _scaled_sample(self, scaling: Scaling) -> Points:
         return np.asarray(scaling(self._sampled).numpy(), np.float32)
 
+    def _all_rows(self, representation: Representation) -> RepresentedRows:
+        return RepresentedRows(self._features, representation, self._device)
+
+    def _sampled_rows(self, representation: Representation) -> RepresentedRows:
+        return RepresentedRows(self._features[self._sample], representation, self._device)
+
     def _neighbors(self, rows: RepresentedRows, points: Points) -> Tensor | None:
         """Return the nearest rows of every row, among the sample where there are many."""
         count = self._n_neighbors
@@ -236,7 +239,7 @@ class Fit:
 
     def _on_landmarks(self, seed: int) -> Start:
         """Return a head that starts from the clusters proposed on landmarks."""
-        weights = None if self._weights is None else self._weights[self._sample]
+        weights = self._sampled_weights()
         proposal = propose(
             self._points,
             self.scaling,
@@ -250,29 +253,43 @@ class Fit:
             network = build_network("linear", proposal.centers.shape[1], self._n_clusters)
         assert isinstance(network, nn.Linear)
         start_from_centers(network, torch.from_numpy(proposal.centers))
-        rows = RepresentedRows(self._features, proposal.landmarks, self._device)
-        return Start(network, proposal.landmarks, self._prior(proposal.shares), rows)
+        rows = self._sampled_rows(proposal.landmarks)
+        return Start(network, proposal.landmarks, self._prior(proposal.shares), rows, weights)
 
-    def _start_on(self, points: Points, seed: int) -> tuple[nn.Module, Vector, str]:
-        """Return a network on scaled rows, the prior, and what it starts from."""
+    def _on_scaled_rows(self) -> Iterator[tuple[Start, int]]:
+        """Yield networks on scaled rows, one for every seed."""
         given = self._given
-        with seeded(seed, self._device):
-            network = fresh_network(given["network"], points.shape[1], self._n_clusters)
-        check_network(network, torch.from_numpy(points[:2]), self._n_clusters, OWNER)
-        init = given["init"]
+        scaling = self._scaling_of_rows()
+        points = self._scaled_sample(scaling)
         learned = isinstance(given["prior"], str) and given["prior"] == "learned"
+        init = given["init"]
         if init == "auto":
             init = "k-means" if learned or not self._wide else "random"
-        if init == "random" or given["network"] != "linear":
-            return network, self._prior(None), "random"
-        assert isinstance(network, nn.Linear)
-        centers, shares = self._means(points, seed)
-        start_from_centers(network, torch.from_numpy(centers))
-        return network, self._prior(shares if learned or not self._wide else None), "clusters"
+        if given["network"] != "linear":
+            init = "random"
+        rows = self._all_rows(scaling) if init == "random" else self._sampled_rows(scaling)
+        neighbors = self._neighbors(rows, points) if init == "random" else None
+        for seed in self._seeds:
+            with seeded(seed, self._device):
+                network = fresh_network(given["network"], points.shape[1], self._n_clusters)
+            check_network(network, torch.from_numpy(points[:2]), self._n_clusters, OWNER)
+            if init == "random":
+                prior = self._prior(None)
+                start = Start(network, scaling, prior, rows, self._weights, init, neighbors)
+            else:
+                assert isinstance(network, nn.Linear)
+                centers, shares = self._means(points, seed)
+                start_from_centers(network, torch.from_numpy(centers))
+                prior = self._prior(shares if learned or not self._wide else None)
+                start = Start(network, scaling, prior, rows, self._sampled_weights())
+            yield start, seed
+
+    def _sampled_weights(self) -> Vector | None:
+        return None if self._weights is None else self._weights[self._sample]
 
     def _means(self, points: Points, seed: int) -> tuple[Points, Vector]:
         """Return K-means' centers among the sampled rows, and their shares."""
-        weights = None if self._weights is None else self._weights[self._sample]
+        weights = self._sampled_weights()
         means = KMeans(self._n_clusters, n_init=1, random_state=seed)
         with warnings.catch_warnings(), every_pool_for(points.size * self._n_clusters):
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -292,10 +309,10 @@ class Fit:
 
     def _train(self, start: Start, seed: int, number: int, n_trainings: int) -> Candidate:
         rows, prior = start.rows, start.prior
-        weights = on_device(self._weights, self._device)
+        given = self._given | {"fairness": self._fairness(start)}
         with seeded(seed, self._device):
             trainer = new_trainer(
-                self._given,
+                given,
                 start.kind,
                 start.network.to(self._device),
                 prior,
@@ -304,21 +321,36 @@ class Fit:
                 neighbors=start.neighbors,
             )
             records = trainer.fit(
-                Data(rows, weights=weights),
+                Data(rows, weights=on_device(start.weights, self._device)),
                 on_epoch=lambda record: self._tell(number, n_trainings, record),
             )
-        network = start.network.eval()
-        few = torch.from_numpy(self._sample)
+        network, shown = start.network.eval(), start.representation
         with torch.no_grad():
-            logits = network(rows[few])
-        judged = few[:_JUDGED_ROWS]
-        method = new_method(self._given, prior, len(judged), self._device)
-        certificate = method.evaluate(
-            logits[: len(judged)], None if weights is None else weights[judged.to(weights.device)]
+            logits = network(shown(self._sampled.to(self._device)))
+        judged = logits[:_JUDGED_ROWS]
+        weights = on_device(self._sampled_weights(), self._device)
+        certificate = new_method(given, prior, len(judged), self._device).evaluate(
+            judged, None if weights is None else weights[:_JUDGED_ROWS]
         )
         evidence = self._evidence.of(logits.argmax(1).cpu().numpy())
-        shown = start.representation
-        return Candidate(network, shown, prior, records, certificate, evidence, start.kind, seed)
+        return Candidate(
+            network,
+            shown,
+            prior,
+            given["fairness"],
+            records,
+            certificate,
+            evidence,
+            start.kind,
+            seed,
+        )
+
+    def _fairness(self, start: Start) -> float:
+        """Return λ: landmarks show the sizes of clusters, which nothing needs to press."""
+        if self._given["fairness"] != "auto":
+            return float(self._given["fairness"])
+        guessed = isinstance(self._given["prior"], str) and self._given["prior"] != "equal"
+        return _LOOSE if guessed and isinstance(start.representation, Landmarks) else FIRM
 
 
 def fresh_network(network: str | nn.Module, n_features: int, n_clusters: int) -> nn.Module:
@@ -338,9 +370,9 @@ def new_method(
     neighbors: Tensor | None = None,
 ) -> CollisionMethod:
     """Return the paper's method for batches of so many rows."""
-    fairness = fairness_of(given, prior)
+    fairness = FIRM if given["fairness"] == "auto" else float(given["fairness"])
     solver = given["solver"]
-    if solver == "auto" and given["objective"] == "cce+" and fairness >= _FIRM:
+    if solver == "auto" and given["objective"] == "cce+" and fairness >= FIRM:
         solver = "interior-point"  # whose steps a firm prior does not make more
     return CollisionMethod(
         n_clusters=len(prior),
@@ -352,14 +384,6 @@ def new_method(
         passes=choose_passes(n_rows * len(prior) * n_solves, device),
         neighbors=neighbors,
     )
-
-
-def fairness_of(given: Mapping[str, Any], prior: Vector) -> float:
-    """Return λ: firm where equal shares are wanted, loose where the shares are only a guess."""
-    if given["fairness"] != "auto":
-        return float(given["fairness"])
-    guessed = isinstance(given["prior"], str) and bool((prior != prior[0]).any())
-    return _LOOSE if guessed else _FIRM
 
 
 def new_trainer(
