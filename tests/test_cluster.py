@@ -86,7 +86,7 @@ def test_the_checks_of_one_cluster_hold_for_two(name):
 def test_weights_are_repeated_rows(network):
     counts = np.random.default_rng(0).integers(0, 4, len(X))
     settings = {"batch_size": 10_000, "network": network, "n_neighbors": 0}
-    settings |= {"view_dropout": 0.0, "representation": "scaled"}
+    settings |= {"view_dropout": 0.0, "representation": "scaled", "init": "random"}
     weighted = CollisionClustering(**{**QUICK, **settings}).fit(X, sample_weight=counts)
     repeated = CollisionClustering(**{**QUICK, **settings}).fit(np.repeat(X, counts, axis=0))
     found, expected = weighted.predict_proba(X), repeated.predict_proba(X)

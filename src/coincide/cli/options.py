@@ -91,7 +91,7 @@ MODEL = (
         "fairness",
         float,
         "auto",
-        "how closely sizes follow the prior (default: 100; 1 on landmarks)",
+        "how closely sizes follow the prior (default: 100, from clusters 1)",
     ),
     Option(
         "representation",

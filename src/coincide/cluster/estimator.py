@@ -83,7 +83,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         Of the pseudo-labels, see :func:`coincide.solve_pseudo_labels`.
     fairness : float or "auto"
         ``λ``, relative to the mean loss: how closely cluster sizes follow the prior. ``"auto"``:
-        100, the paper's, but 1 on landmarks where the prior is learned, and so only a guess.
+        100, the paper's, but 1 from a start whose shares are the prior, and so only a guess.
     prior : {"auto", "equal", "learned"} or array of shape (n_clusters,)
         ``u``, the expected shares of the clusters. ``"learned"``: those of the clusters that the
         training starts from. ``"auto"``: learned on landmarks and on few columns, equal on

@@ -35,7 +35,7 @@ from coincide.cluster.constraints import (
     vector_view,
 )
 from coincide.cluster.evidence import NeighborEvidence, effective_dimension
-from coincide.cluster.proposals import Proposal, propose
+from coincide.cluster.proposals import Proposal, merged_clusters, nearest_centers, propose
 from coincide.methods import CollisionMethod
 from coincide.networks import build_network, check_network, start_from_centers
 from coincide.pseudolabels.problem import Certificate
@@ -60,6 +60,8 @@ _LABEL_TOL = 0.05  # of a batch's pseudo-labels; a hundredth of it for the repor
 _SAMPLED_ROWS = 20_000  # that landmarks, K-means and the evidence see
 _JUDGED_ROWS = 2_500  # that the reported objective is of
 _ALL_PAIRS = 50_000  # rows up to which the neighbors of a row are sought among all others
+_CENTERS_PER_CLUSTER = 3  # that are merged for a start on scaled rows
+_PASSES = 5  # of K-means, which only has to place them
 _NEIGHBORS = 10  # that the evidence counts where views have none
 FIRM, _LOOSE = 100.0, 1.0  # λ: the paper's, and where the shares are but a guess
 _SIMPLER = 0.95  # share of the landmarks' evidence that is enough for a head on plain rows
@@ -288,14 +290,19 @@ class Fit:
         return None if self._weights is None else self._weights[self._sample]
 
     def _means(self, points: Points, seed: int) -> tuple[Points, Vector]:
-        """Return K-means' centers among the sampled rows, and their shares."""
+        """Return the centers of clusters of the sampled rows, and their shares."""
         weights = self._sampled_weights()
-        means = KMeans(self._n_clusters, n_init=1, random_state=seed)
-        with warnings.catch_warnings(), every_pool_for(points.size * self._n_clusters):
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            clusters = means.fit_predict(points, sample_weight=weights)
+        centers = points
+        if len(points) > _CENTERS_PER_CLUSTER * self._n_clusters:
+            count = _CENTERS_PER_CLUSTER * self._n_clusters
+            means = KMeans(count, n_init=1, max_iter=_PASSES, random_state=seed)
+            with warnings.catch_warnings(), every_pool_for(points.size * count):
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                centers = means.fit(points, sample_weight=weights).cluster_centers_
+        centers, _ = merged_clusters(centers, self._n_clusters)
+        clusters = nearest_centers(points, centers)
         shares = np.bincount(clusters, weights, minlength=self._n_clusters)
-        return means.cluster_centers_, shares / shares.sum()
+        return centers, shares / shares.sum()
 
     def _prior(self, shares: Vector | None) -> Vector:
         given = self._given["prior"]
@@ -346,11 +353,11 @@ class Fit:
         )
 
     def _fairness(self, start: Start) -> float:
-        """Return λ: landmarks show the sizes of clusters, which nothing needs to press."""
+        """Return λ: a start from clusters has their sizes, which nothing needs to press."""
         if self._given["fairness"] != "auto":
             return float(self._given["fairness"])
         guessed = isinstance(self._given["prior"], str) and self._given["prior"] != "equal"
-        return _LOOSE if guessed and isinstance(start.representation, Landmarks) else FIRM
+        return _LOOSE if guessed and start.kind == "clusters" else FIRM
 
 
 def fresh_network(network: str | nn.Module, n_features: int, n_clusters: int) -> nn.Module:
