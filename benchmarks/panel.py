@@ -38,7 +38,7 @@ from coincide.data import load_source
 from coincide.metrics import score_clustering
 
 PACKAGES = ("coincide", "torch", "scikit-learn", "numpy", "numba")
-_MOST_ROWS = {"spectral": 12_000, "ward": 12_000, "hdbscan": 30_000, "gemclus": 3_000}
+_MOST_ROWS = {"spectral": 5_000, "ward": 12_000, "hdbscan": 12_000, "gemclus": 500}
 _CALIBRATED_BINS = 15
 
 
