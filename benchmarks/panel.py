@@ -38,6 +38,7 @@ from coincide.data import load_source
 from coincide.metrics import score_clustering
 
 PACKAGES = ("coincide", "torch", "scikit-learn", "numpy", "numba")
+_MOST_FEATURES = {"mixture": 100}  # of full covariance
 _MOST_ROWS = {"spectral": 5_000, "ward": 12_000, "hdbscan": 12_000, "gemclus": 500}
 _CALIBRATED_BINS = 15
 
@@ -210,7 +211,10 @@ def main() -> None:
         held |= {"rows": len(each.features), "features": each.features.shape[1]}
         for method in arguments.methods:
             runs = held["runs"].setdefault(method, [])
-            if len(each.features) > _MOST_ROWS.get(method, len(each.features)):
+            rows, features = each.features.shape
+            if rows > _MOST_ROWS.get(method, rows):
+                continue
+            if features > _MOST_FEATURES.get(method, features):
                 continue
             for seed in range(len(runs), arguments.seeds):
                 runs.append(measure(made[method], each, seed))

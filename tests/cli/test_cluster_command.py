@@ -472,7 +472,7 @@ def test_the_number_of_clusters(blobs, fails):
     assert "give their number with -k" in fails("cluster", blobs)
     assert "n_clusters" in fails("cluster", blobs, "-k", "1")
     assert "n_clusters" in fails("cluster", blobs, "-k", len(X) + 1)
-    assert "invalid int value: 'many'" in fails("cluster", blobs, "-k", "many")
+    assert "'many' is no number, no list" in fails("cluster", blobs, "-k", "many")
 
 
 def test_an_unfit_pair_of_solver_and_objective(blobs, fails):

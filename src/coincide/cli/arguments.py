@@ -165,8 +165,9 @@ def _add_cluster(commands: _Commands, debug: _Parser) -> None:
     _add_source(cluster)
     _add_split(cluster)
     cluster.add_argument(
-        "-k", "--clusters", metavar="K", type=int,
-        help="how many clusters (default: the number of classes, if there are labels)",
+        "-k", "--clusters", metavar="K", type=_clusters,
+        help="how many clusters (default: the number of classes, if there are labels); of several,"
+        " as 8,10 or 5-15 or auto (2-20), the evidence chooses",
     )  # fmt: skip
     cluster.add_argument(
         "--seed", metavar="S", type=int, default=0, help="seed of all randomness (default: 0)"

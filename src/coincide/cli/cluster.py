@@ -65,7 +65,7 @@ def cluster(arguments: Namespace) -> dict[str, Any]:
         with timed(timings, "predict"):
             found = predict_rows(model, source.features, arguments.probabilities)
     classes = classes_of_clusters(
-        source.labels, source.label_names, found.clusters, model.n_clusters
+        source.labels, source.label_names, found.clusters, model.n_clusters_
     )
     if classes is not None:
         model.cluster_names_ = classes
@@ -81,7 +81,7 @@ def cluster(arguments: Namespace) -> dict[str, Any]:
     remove(earlier)
     if not arguments.quiet:
         if source.labels is not None:
-            print(use_of_labels(model.n_clusters, arguments.clusters is None))
+            print(use_of_labels(model.n_clusters_, arguments.clusters is None))
         print_run(metrics)
         print_written(written)
     if arguments.verbose:
@@ -113,14 +113,14 @@ def row_names(source: Source) -> RowNames | None:
     return None if source.ids is None else RowNames(ids=source.ids, name=source.id_name or "id")
 
 
-def _n_clusters(asked: int | None, source: Source) -> int:
-    """Return K: what was asked for, or the number of classes."""
+def _n_clusters(asked: int | tuple[int, ...] | None, source: Source) -> int | tuple[int, ...]:
+    """Return K: what was asked for, maybe several to choose from, or the number of classes."""
     if asked is not None:
         return asked
     if source.label_names is None:
         raise ValueError(
             f"The source {source.name!r} has no labels to count the clusters by: give their number"
-            " with -k."
+            " with -k, or -k auto."
         )
     return len(source.label_names)
 
@@ -187,7 +187,7 @@ def _describe(
             arguments,
             found,
             source.labels,
-            n_clusters=model.n_clusters,
+            n_clusters=model.n_clusters_,
             device=str(model.device_),
             timings=timings,
         ),
@@ -199,11 +199,12 @@ def _describe(
             "columns": source.columns,
         },
         "model": {
-            "n_clusters": model.n_clusters,
+            "n_clusters": model.n_clusters_,
             "parameters": parameters,
             "settings": model.settings_,
         },
         "evidence": model.evidence_,
+        "numbers": model.numbers_,
         "objective": model.objective_,
         "gap": model.gap_,
         "converged": model.converged_,
@@ -223,7 +224,7 @@ def _kmeans(source: Source, model: CollisionClustering, seed: int) -> dict[str, 
     with warnings.catch_warnings(), timed(timings, "seconds"):
         # Fewer distinct points than clusters: the scores show it.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        kmeans = KMeans(model.n_clusters, n_init=_MEANS, random_state=seed)
+        kmeans = KMeans(model.n_clusters_, n_init=_MEANS, random_state=seed)
         features = np.asarray(source.features)
         with every_pool_for(features.size):
             clusters = kmeans.fit_predict(features)

@@ -120,7 +120,7 @@ def _label(
     found = replace(found, rows=beside.rows, classes=beside.classes)
     with timed(timings, "write"):
         written = _write(arguments, path, found)
-    said = {**outcome(found, model.n_clusters), **scores(beside.labels, found)}
+    said = {**outcome(found, found.n_clusters), **scores(beside.labels, found)}
     if not arguments.quiet:
         print_notes(beside.notes, "note")
         print_prediction(said, inputs.shape)

@@ -72,11 +72,6 @@ def write_run(
 class Predictor(Protocol):
     """A model of a run."""
 
-    @property
-    def n_clusters(self) -> int:
-        """``K``."""
-        ...
-
     def predict_proba(self, X: Array, /) -> Array:
         """Return the probabilities ``(M, K)`` of rows."""
         ...
@@ -94,6 +89,7 @@ class Prediction:
     confidence: Array
     entropy: Array
     probabilities: Array | None
+    n_clusters: int
     rows: RowNames | None = None
     classes: Sequence[str] | None = None
 
@@ -105,7 +101,9 @@ class Prediction:
 
 def as_prediction(probs: Array, keep: bool) -> Prediction:
     """Return what probabilities ``(M, K)`` say of every row; ``keep`` them, or not."""
-    return Prediction(probs.argmax(1), probs.max(1), entr(probs).sum(1), probs if keep else None)
+    return Prediction(
+        probs.argmax(1), probs.max(1), entr(probs).sum(1), probs if keep else None, probs.shape[1]
+    )
 
 
 def predict_rows(model: Predictor, inputs: Array, keep: bool) -> Prediction:
@@ -114,16 +112,19 @@ def predict_rows(model: Predictor, inputs: Array, keep: bool) -> Prediction:
     clusters = np.empty(rows, np.int64)
     confidence = np.empty(rows, np.float32)
     entropy = np.empty(rows, np.float32)
-    kept = np.empty((rows, model.n_clusters), np.float32) if keep else None
+    kept: Array | None = None
+    n_clusters = 0
     for start in range(0, rows, _BLOCK_ROWS):
         block = slice(start, start + _BLOCK_ROWS)
         probabilities = model.predict_proba(inputs[block])
         clusters[block] = probabilities.argmax(1)
         confidence[block] = probabilities.max(1)
         entropy[block] = entr(probabilities).sum(1)
-        if kept is not None:
+        n_clusters = probabilities.shape[1]
+        if keep:
+            kept = np.empty((rows, n_clusters), np.float32) if kept is None else kept
             kept[block] = probabilities
-    return Prediction(clusters, confidence, entropy, kept)
+    return Prediction(clusters, confidence, entropy, kept, n_clusters)
 
 
 def describe(

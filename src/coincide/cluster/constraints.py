@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,7 +33,6 @@ PRIORS = ("auto", "equal", "learned")
 
 # What every parameter may be by itself; check_parameters says what fits together.
 _CONSTRAINTS: dict[str, Callable[[Any, str, str], object]] = {
-    "n_clusters": partial(check_integer, low=2),
     "objective": partial(check_option, options=OBJECTIVES),
     "solver": partial(check_option, options=("auto", *SOLVERS)),
     "fairness": check_real,
@@ -89,12 +89,15 @@ def check_parameters(given: Mapping[str, Any]) -> None:
     for name, check in _CONSTRAINTS.items():
         if name not in _LEFT_OPEN or given[name] != _LEFT_OPEN[name]:
             check(given[name], name, OWNER)
-    n_clusters, network = given["n_clusters"], given["network"]
+    n_clusters, network = check_number(given["n_clusters"]), given["network"]
     check_solver(given["solver"], given["objective"], OWNER, n_clusters)
     if isinstance(given["prior"], str):
         check_option(given["prior"], "prior", OWNER, PRIORS)
-    else:
+    elif isinstance(given["n_clusters"], Integral):
         check_prior(given["prior"], n_clusters, OWNER)
+    else:
+        expected = "a string where the number of clusters is left open"
+        raise ValueError(parameter_message("prior", OWNER, expected, given["prior"]))
     if not isinstance(network, nn.Module):
         check_option(network, "network", OWNER, NETWORKS)
     if network == "linear":
@@ -105,8 +108,21 @@ def check_parameters(given: Mapping[str, Any]) -> None:
             raise ValueError(parameter_message(name, OWNER, expected, value))
 
 
+def check_number(n_clusters: object) -> int:
+    """Return the number of clusters, or the least of several; refuse what is neither."""
+    if n_clusters == "auto":
+        return 2
+    if isinstance(n_clusters, tuple | list | range) and len(n_clusters):
+        return min(check_integer(number, "n_clusters", OWNER, low=2) for number in n_clusters)
+    if isinstance(n_clusters, Integral | float):
+        return check_integer(n_clusters, "n_clusters", OWNER, low=2)
+    expected = "an integer >= 2, several to choose from, or 'auto'"
+    raise TypeError(parameter_message("n_clusters", OWNER, expected, n_clusters))
+
+
 def check_stream(given: Mapping[str, Any]) -> None:
     """Refuse what a stream cannot have: it never has all its rows."""
+    check_integer(given["n_clusters"], "n_clusters", f"{OWNER}.partial_fit", low=2)
     for name, value in (("representation", "landmarks"), ("prior", "learned")):
         if isinstance(given[name], str) and given[name] == value:
             expected = f"another than {value!r} for partial_fit"

@@ -8,7 +8,7 @@ it checks arguments, has candidates fitted, tells what came of it, and warns in 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -25,8 +25,10 @@ from torch import Tensor, nn
 from coincide._checks import check_prior, find_device
 from coincide._files import ModelError
 from coincide._threads import threads_for
+from coincide.cluster.building import FIRM, fresh_network, new_method, new_trainer, on_device
 from coincide.cluster.constraints import (
     OWNER,
+    check_number,
     check_parameters,
     check_rows,
     check_stream,
@@ -34,15 +36,7 @@ from coincide.cluster.constraints import (
     training_config,
     vector_view,
 )
-from coincide.cluster.fitting import (
-    FIRM,
-    Fit,
-    fresh_network,
-    history_of,
-    new_method,
-    new_trainer,
-    on_device,
-)
+from coincide.cluster.fitting import Fit
 from coincide.cluster.saving import load_estimator, save_estimator
 from coincide.networks import check_network
 from coincide.representations import (
@@ -74,8 +68,9 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
 
     Parameters
     ----------
-    n_clusters : int
-        K >= 2, at most the number of rows.
+    n_clusters : int, "auto" or sequence of int
+        K >= 2, at most the number of rows. Of several numbers the evidence of clusters on
+        landmarks chooses one; ``"auto"`` are those from 2 to 20.
     objective : {"cce+", "cce", "ce+kl"}
         Of the pseudo-labels, see :func:`coincide.solve_pseudo_labels`: (11), (10) or (5). The
         network's loss is collision cross-entropy whichever it is.
@@ -149,6 +144,9 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         Whether at most a quarter of the rows changed cluster in the last epoch.
     mean_label_ : ndarray of shape (n_clusters,)
         Mean predicted probabilities of the training rows.
+    n_clusters_, numbers_ : int, list of dict
+        The number of clusters; ``n_clusters`` and ``evidence`` of each number, of several to
+        choose from.
     n_features_in_, feature_names_in_ : int, ndarray of str where the columns had names
     cluster_names_ : list of str, the class of each cluster where ``coincide cluster`` knew any
     network_ : torch.nn.Module
@@ -177,7 +175,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self,
-        n_clusters: int = 8,
+        n_clusters: int | str | Sequence[int] = 8,
         *,
         objective: str = "cce+",
         solver: str = "auto",
@@ -265,9 +263,15 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
             self.prior_, self.evidence_ = chosen.prior, chosen.evidence
             self.objective_, self.gap_ = chosen.certificate.objective, chosen.certificate.gap
             self.restarts_ = [candidate.told() for candidate in tried]
-            self.history_ = history_of(chosen.records)
+            self.history_ = [asdict(record) for record in chosen.records]
             self.n_iter_ = len(chosen.records)
             self.converged_ = bool(self.history_[-1]["changed"] <= _RESTLESS)
+            self.n_clusters_ = fit.n_clusters
+            self.numbers_ = [
+                {"n_clusters": number, "evidence": told}
+                for number, told in fit.evidence_by_number.items()
+            ]
+            given["n_clusters"] = fit.n_clusters
             config = training_config(given, chosen.start, len(used))
             view = vector_view(given, chosen.start)
             self.settings_ = {
@@ -303,16 +307,18 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         kind = "unit-norm" if self.scaling == "auto" else self.scaling
         chunk = fit_scaling(features, kind, weights)
         if first:
-            check_rows(features, chunk, self.n_clusters)
+            n_clusters = check_number(self.n_clusters)
+            check_rows(features, chunk, n_clusters)
             self.device_ = find_device(self.device, OWNER)
+            self.n_clusters_ = n_clusters
             self.representation_ = chunk
             seed = int(check_random_state(self.random_state).randint(2**31))
             with seeded(seed, self.device_):
-                network = fresh_network(self.network, features.shape[1], self.n_clusters)
+                network = fresh_network(self.network, features.shape[1], self.n_clusters_)
                 rows = RepresentedRows(features, chunk, self.device_)
-                check_network(network.to(self.device_), rows[slice(0, 2)], self.n_clusters, OWNER)
+                check_network(network.to(self.device_), rows[slice(0, 2)], self.n_clusters_, OWNER)
             prior = None if isinstance(self.prior, str) else self.prior
-            self.prior_ = check_prior(prior, self.n_clusters, OWNER)
+            self.prior_ = check_prior(prior, self.n_clusters_, OWNER)
             self.network_ = network
             self.settings_ = {"fairness": FIRM if self.fairness == "auto" else self.fairness}
             self.n_iter_, self.history_ = 0, []
@@ -387,7 +393,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         """Set the training rows' labels and say in plain words what looks wrong."""
         self.labels_, sums, squares = sums_of_predictions(self._logits(features))
         self.mean_label_ = sums / len(features)
-        sizes = np.bincount(self.labels_, minlength=self.n_clusters)
+        sizes = np.bincount(self.labels_, minlength=self.n_clusters_)
         losses = [float(epoch["loss"]) for epoch in self.history_]
         for sentence in signs_of_collapse(sizes, squares, self.prior_, losses):
             warnings.warn(sentence, ClusteringWarning, stacklevel=3)
@@ -402,7 +408,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
     def _logits(self, features: NDArray[Any]) -> Any:
         """Yield the logits of the rows, block by block."""
         network = self.network_.eval()
-        for block in row_blocks(len(features), max(features.shape[1], self.n_clusters)):
+        for block in row_blocks(len(features), max(features.shape[1], self.n_clusters_)):
             rows = read_rows(features[block]).to(self.device_)
             with torch.no_grad():
                 yield network(self.representation_(rows))

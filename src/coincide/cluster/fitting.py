@@ -10,11 +10,9 @@ starts from clusters is trained on a sample of 20,000 rows, one that starts at r
 
 from __future__ import annotations
 
-import copy
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,22 +24,26 @@ from torch import Tensor, nn
 
 from coincide._checks import Vector, check_prior
 from coincide._threads import every_pool_for
+from coincide.cluster.building import FIRM, fresh_network, new_method, new_trainer, on_device
+from coincide.cluster.candidates import SIMPLER, Candidate, best_of
 from coincide.cluster.constraints import (
     OWNER,
     check_rows,
     differing_units,
     n_restarts,
-    training_config,
-    vector_view,
 )
 from coincide.cluster.evidence import NeighborEvidence, effective_dimension
-from coincide.cluster.proposals import Proposal, merged_clusters, nearest_centers, propose
-from coincide.methods import CollisionMethod
+from coincide.cluster.number import choose_number, numbers_to_try
+from coincide.cluster.proposals import (
+    Proposal,
+    Resolution,
+    merged_clusters,
+    nearest_centers,
+    place_landmarks,
+    propose,
+)
 from coincide.networks import build_network, check_network, start_from_centers
-from coincide.pseudolabels.problem import Certificate
-from coincide.pseudolabels.rows import choose_passes
 from coincide.representations import (
-    Landmarks,
     Points,
     Representation,
     RepresentedRows,
@@ -53,49 +55,18 @@ from coincide.representations import (
 )
 from coincide.training.collapse import ClusteringWarning
 from coincide.training.history import EpochRecord
-from coincide.training.loop import Data, Trainer
+from coincide.training.loop import Data
 from coincide.training.randomness import seeded
 
-_LABEL_TOL = 0.05  # of a batch's pseudo-labels; a hundredth of it for the reported objective
 _SAMPLED_ROWS = 20_000  # that landmarks, K-means and the evidence see
 _JUDGED_ROWS = 2_500  # that the reported objective is of
 _ALL_PAIRS = 50_000  # rows up to which the neighbors of a row are sought among all others
 _CENTERS_PER_CLUSTER = 3  # that are merged for a start on scaled rows
 _PASSES = 5  # of K-means, which only has to place them
 _NEIGHBORS = 10  # that the evidence counts where views have none
-FIRM, _LOOSE = 100.0, 1.0  # λ: the paper's, and where the shares are but a guess
-_SIMPLER = 0.95  # share of the landmarks' evidence that is enough for a head on plain rows
+_LOOSE = 1.0  # λ where the shares are but a guess
 
 Tell = Callable[[int, int, EpochRecord], None]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A trained head, and what it is worth."""
-
-    network: nn.Module
-    representation: Representation
-    prior: Vector
-    fairness: float
-    records: list[EpochRecord]
-    certificate: Certificate
-    evidence: float
-    start: str
-    seed: int
-
-    @property
-    def kind(self) -> str:
-        """``"landmarks"`` or ``"scaled"``."""
-        return "landmarks" if isinstance(self.representation, Landmarks) else "scaled"
-
-    def told(self) -> dict[str, Any]:
-        """Return what a report says of it."""
-        return {
-            "seed": self.seed,
-            "representation": self.kind,
-            "evidence": self.evidence,
-            "objective": self.certificate.objective,
-        }
 
 
 @dataclass(frozen=True)
@@ -113,6 +84,8 @@ class Start:
 
 class Fit:
     """The candidates for one set of rows.
+
+    ``n_clusters`` is their number, ``evidence_by_number`` what chose it, where it was left open.
 
     Parameters
     ----------
@@ -145,35 +118,53 @@ class Fit:
         self._weights = weights
         self._device = device
         self._tell = tell
-        self._seeds = random.randint(2**31, size=n_restarts(given, len(features))).tolist()
-        self._n_clusters = int(given["n_clusters"])
+        numbers = numbers_to_try(given["n_clusters"], len(features))
         measured = fit_scaling(features, "isotropic", weights)
-        check_rows(features, measured, self._n_clusters)
-        # A seed of its own: more restarts leave the first ones as they are.
-        order = np.random.RandomState(self._seeds[0]).permutation(len(features))
-        self._sample = order[:_SAMPLED_ROWS]
+        check_rows(features, measured, numbers[0])
+        # More restarts leave the first ones, and the sample, as they are.
+        first = int(random.randint(2**31))
+        self._sample = np.random.RandomState(first).permutation(len(features))[:_SAMPLED_ROWS]
         self._sampled = read_rows(features[self._sample])
         self.scaling = self._choose_scaling(measured, names)
         self._points = self._scaled_sample(self.scaling)
-        self._wide = effective_dimension(self._points) > self._n_clusters
-        # No more than a cluster of mean size has beside the row.
-        self._n_neighbors = min(int(given["n_neighbors"]), len(features) // self._n_clusters - 1)
-        n_neighbors = min(self._n_neighbors or _NEIGHBORS, len(features) - 1)
-        self._evidence = NeighborEvidence(self._points, n_neighbors)
+        self._evidence = NeighborEvidence(self._points, self._neighbors_of(numbers[0]))
+        self.n_clusters = numbers[-1]
+        self._resolutions: list[Resolution] = []
+        self.evidence_by_number: dict[int, float] = {}
+        if self._on_landmarks_too() or len(numbers) > 1:
+            self._resolutions = place_landmarks(
+                self._points,
+                self.scaling,
+                numbers[-1],
+                weights=self._sampled_weights(),
+                seed=first,
+            )
+        if len(numbers) > 1:
+            self.n_clusters, self.evidence_by_number = choose_number(
+                numbers, self._resolutions, self._evidence, self._sampled_weights()
+            )
+        self._given["n_clusters"] = self.n_clusters
+        self._wide = effective_dimension(self._points) > self.n_clusters
+        others = random.randint(2**31, size=n_restarts(self._given, len(features)) - 1)
+        self._seeds = [first, *others.tolist()]
+
+    def _neighbors_of(self, n_clusters: int) -> int:
+        """Return how many neighbors tell: no more than a cluster of mean size has beside a row."""
+        wanted = int(self._given["n_neighbors"]) or _NEIGHBORS
+        return max(1, min(wanted, len(self._features) // n_clusters - 1))
 
     def run(self) -> tuple[Candidate, list[Candidate]]:
         """Train every candidate; return the one to keep, and all."""
-        kinds = self._kinds()
-        n_trainings = len(self._seeds) * ("scaled" in kinds) + ("landmarks" in kinds)
+        n_trainings = self._on_landmarks_too() + len(self._seeds) * self._on_scaled_too()
         tried = []
-        if "landmarks" in kinds:
-            start = self._on_landmarks(self._seeds[0])
+        if self._on_landmarks_too():
+            start = self._on_landmarks()
             tried.append(self._train(start, self._seeds[0], 0, n_trainings))
         # Where neighbors agree nearly always, plain rows cannot do better by more than is asked.
-        if "scaled" in kinds and not (tried and tried[0].evidence >= _SIMPLER):
+        if self._on_scaled_too() and not (tried and tried[0].evidence >= SIMPLER):
             for start, seed in self._on_scaled_rows():
                 tried.append(self._train(start, seed, len(tried), n_trainings))
-        return _best(tried), tried
+        return best_of(tried), tried
 
     # What is looked at
 
@@ -196,16 +187,20 @@ class Fit:
                 )
         return replace(measured, kind=kind)
 
-    def _kinds(self) -> tuple[str, ...]:
-        """Return the representations to try."""
+    def _on_landmarks_too(self) -> bool:
+        """Whether heads on landmarks are tried."""
         asked = self._given["representation"]
         if asked != "auto":
-            return (asked,)
-        if self._given["network"] != "linear":
-            return ("scaled",)
-        if not can_have_landmarks(len(self._points), self._n_clusters):
-            return ("scaled",)
-        return ("landmarks", "scaled") if self._wide else ("landmarks",)
+            return bool(asked == "landmarks")
+        possible = can_have_landmarks(len(self._points), self.n_clusters)
+        return possible and self._given["network"] == "linear"
+
+    def _on_scaled_too(self) -> bool:
+        """Whether heads on scaled rows are tried."""
+        asked = self._given["representation"]
+        if asked != "auto":
+            return bool(asked == "scaled")
+        return self._wide or not self._on_landmarks_too()
 
     def _scaling_of_rows(self) -> Scaling:
         """Return the scaling of rows that the network sees as they are."""
@@ -223,9 +218,9 @@ class Fit:
 
     def _neighbors(self, rows: RepresentedRows, points: Points) -> Tensor | None:
         """Return the nearest rows of every row, among the sample where there are many."""
-        count = self._n_neighbors
-        if count == 0:
+        if not self._given["n_neighbors"] or len(rows) < 2 * self.n_clusters:
             return None
+        count = self._neighbors_of(self.n_clusters)
         if len(rows) <= _ALL_PAIRS:
             own = np.asarray(rows[slice(None)].cpu().numpy())
             return torch.from_numpy(nearest_rows(own, count))
@@ -239,20 +234,13 @@ class Fit:
 
     # The candidates
 
-    def _on_landmarks(self, seed: int) -> Start:
+    def _on_landmarks(self) -> Start:
         """Return a head that starts from the clusters proposed on landmarks."""
         weights = self._sampled_weights()
-        proposal = propose(
-            self._points,
-            self.scaling,
-            self._n_clusters,
-            self._evidence,
-            weights=weights,
-            seed=seed,
-        )
+        proposal = propose(self._resolutions, self.n_clusters, self._evidence, weights)
         proposal = _in_order_of(self._given["prior"], proposal)
-        with seeded(seed, self._device):
-            network = build_network("linear", proposal.centers.shape[1], self._n_clusters)
+        with seeded(self._seeds[0], self._device):
+            network = build_network("linear", proposal.centers.shape[1], self.n_clusters)
         assert isinstance(network, nn.Linear)
         start_from_centers(network, torch.from_numpy(proposal.centers))
         rows = self._sampled_rows(proposal.landmarks)
@@ -273,8 +261,8 @@ class Fit:
         neighbors = self._neighbors(rows, points) if init == "random" else None
         for seed in self._seeds:
             with seeded(seed, self._device):
-                network = fresh_network(given["network"], points.shape[1], self._n_clusters)
-            check_network(network, torch.from_numpy(points[:2]), self._n_clusters, OWNER)
+                network = fresh_network(given["network"], points.shape[1], self.n_clusters)
+            check_network(network, torch.from_numpy(points[:2]), self.n_clusters, OWNER)
             if init == "random":
                 prior = self._prior(None)
                 start = Start(network, scaling, prior, rows, self._weights, init, neighbors)
@@ -293,23 +281,23 @@ class Fit:
         """Return the centers of clusters of the sampled rows, and their shares."""
         weights = self._sampled_weights()
         centers = points
-        if len(points) > _CENTERS_PER_CLUSTER * self._n_clusters:
-            count = _CENTERS_PER_CLUSTER * self._n_clusters
+        if len(points) > _CENTERS_PER_CLUSTER * self.n_clusters:
+            count = _CENTERS_PER_CLUSTER * self.n_clusters
             means = KMeans(count, n_init=1, max_iter=_PASSES, random_state=seed)
             with warnings.catch_warnings(), every_pool_for(points.size * count):
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 centers = means.fit(points, sample_weight=weights).cluster_centers_
-        centers, _ = merged_clusters(centers, self._n_clusters)
+        centers, _ = merged_clusters(centers, self.n_clusters)
         clusters = nearest_centers(points, centers)
-        shares = np.bincount(clusters, weights, minlength=self._n_clusters)
+        shares = np.bincount(clusters, weights, minlength=self.n_clusters)
         return centers, shares / shares.sum()
 
     def _prior(self, shares: Vector | None) -> Vector:
         given = self._given["prior"]
         if not isinstance(given, str):
-            return check_prior(given, self._n_clusters, OWNER)
+            return check_prior(given, self.n_clusters, OWNER)
         if given == "equal" or shares is None:
-            return check_prior(None, self._n_clusters, OWNER)
+            return check_prior(None, self.n_clusters, OWNER)
         # As if every cluster had one row more: none is given up before the training.
         counts = shares * len(self._sample) + 1
         return np.asarray(counts / counts.sum())
@@ -360,90 +348,6 @@ class Fit:
         return _LOOSE if guessed and start.kind == "clusters" else FIRM
 
 
-def fresh_network(network: str | nn.Module, n_features: int, n_clusters: int) -> nn.Module:
-    """Return a new network of that name, or a copy of one's own with its weights."""
-    if isinstance(network, nn.Module):
-        return copy.deepcopy(network)
-    return build_network(network, n_features, n_clusters)
-
-
-def new_method(
-    given: Mapping[str, Any],
-    prior: Vector,
-    n_rows: int,
-    device: torch.device,
-    *,
-    n_solves: int = 1,
-    neighbors: Tensor | None = None,
-) -> CollisionMethod:
-    """Return the paper's method for batches of so many rows."""
-    fairness = FIRM if given["fairness"] == "auto" else float(given["fairness"])
-    solver = given["solver"]
-    if solver == "auto" and given["objective"] == "cce+" and fairness >= FIRM:
-        solver = "interior-point"  # whose steps a firm prior does not make more
-    return CollisionMethod(
-        n_clusters=len(prior),
-        prior=prior,
-        fairness=fairness,
-        objective=given["objective"],
-        solver=solver,
-        label_tol=_LABEL_TOL,
-        passes=choose_passes(n_rows * len(prior) * n_solves, device),
-        neighbors=neighbors,
-    )
-
-
-def new_trainer(
-    given: Mapping[str, Any],
-    start: str,
-    network: nn.Module,
-    prior: Vector,
-    n_rows: int,
-    *,
-    generator: torch.Generator,
-    neighbors: Tensor | None = None,
-) -> Trainer:
-    """Return a trainer of a network that starts ``"random"`` or from ``"clusters"``."""
-    config = training_config(given, start, n_rows)
-    n_solves = config.epochs(n_rows) * config.steps_per_epoch(n_rows)
-    device = next(network.parameters()).device
-    in_batch = min(config.batch_size, n_rows)
-    method = new_method(given, prior, in_batch, device, n_solves=n_solves, neighbors=neighbors)
-    view = vector_view(given, start)
-    return Trainer(network, method, view, config, generator=generator)
-
-
-def on_device(weights: NDArray[np.float64] | None, device: torch.device) -> Tensor | None:
-    """Return row weights as the trainer takes them."""
-    return None if weights is None else torch.from_numpy(weights).float().to(device)
-
-
-def _best(tried: list[Candidate]) -> Candidate:
-    """Return the candidate with the most evidence; plain rows, if that is nearly as much.
-
-    A training that diverged has an objective that is no number, and loses.
-    """
-
-    def worth(candidate: Candidate) -> tuple[float, float]:
-        objective = candidate.certificate.objective
-        if math.isnan(objective):
-            return -1.0, 0.0
-        return candidate.evidence, -objective
-
-    best = max(tried, key=worth)
-    plain = [candidate for candidate in tried if candidate.kind == "scaled"]
-    if plain:
-        simpler = max(plain, key=worth)
-        if worth(simpler)[0] >= _SIMPLER * worth(best)[0]:
-            best = simpler
-    if math.isnan(best.certificate.objective):
-        raise ValueError(
-            f"The training of {OWNER} diverged: the predictions are not numbers. Try a smaller"
-            " learning_rate."
-        )
-    return best
-
-
 def _in_order_of(prior: Any, proposal: Proposal) -> Proposal:
     """Return the proposal with its largest cluster where a given prior is largest, and so on."""
     if isinstance(prior, str):
@@ -457,8 +361,3 @@ def _in_order_of(prior: Any, proposal: Proposal) -> Proposal:
 
 def _warn(sentence: str) -> None:
     warnings.warn(sentence, ClusteringWarning, stacklevel=6)
-
-
-def history_of(records: list[EpochRecord]) -> list[dict[str, Any]]:
-    """Return the epochs as dicts."""
-    return [asdict(record) for record in records]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from sklearn.exceptions import ConvergenceWarning
 from coincide._threads import every_pool_for
 from coincide.cluster.evidence import NeighborEvidence
 from coincide.representations import Landmarks, Points, Scaling, fit_landmarks
-from coincide.representations.landmarks import Floats
+from coincide.representations.landmarks import Floats, unit_rows
 
 _RESOLUTIONS = (1000, 100)  # landmarks: fine shapes, and clusters that noise connects
 
@@ -42,41 +43,57 @@ class Proposal:
     evidence: float
 
 
-def propose(
-    points: Points,
-    scaling: Scaling,
-    n_clusters: int,
-    evidence: NeighborEvidence,
-    *,
-    weights: Floats | None,
-    seed: int,
-) -> Proposal:
-    """Return the proposal with the most evidence among few and many landmarks.
+class Resolution(NamedTuple):
+    """Landmarks, and what they show of the rows and of each other, before its length is 1."""
+
+    landmarks: Landmarks
+    rows: Floats
+    centers: Floats
+
+
+def place_landmarks(
+    points: Points, scaling: Scaling, n_clusters: int, *, weights: Floats | None, seed: int
+) -> list[Resolution]:
+    """Return many and few landmarks for up to so many clusters.
 
     Parameters
     ----------
     points : array of shape (M, D), float32
-        Scaled rows in random order, those of the evidence.
+        Scaled rows in random order.
     scaling : Scaling
         That they were scaled by.
     n_clusters : int
-    evidence : NeighborEvidence
     weights : array of shape (M,), optional
     seed : int
     """
-    proposals = []
+    found: list[Resolution] = []
     for n_landmarks in _RESOLUTIONS:
         landmarks = fit_landmarks(
             points, scaling, n_clusters, n_landmarks=n_landmarks, weights=weights, seed=seed
         )
-        held = landmarks.features(landmarks.centers)
-        centers, _ = merged_clusters(held, n_clusters, landmarks.degrees)
-        clusters = nearest_centers(landmarks.features(points), centers)
-        shares = np.bincount(clusters, weights, minlength=n_clusters)
-        told = evidence.of(clusters)
-        proposals.append(Proposal(landmarks, centers, shares / shares.sum(), told))
+        rows, centers = landmarks.spectral(points), landmarks.spectral(landmarks.centers)
+        found.append(Resolution(landmarks, rows, centers))
         if len(landmarks.centers) <= _RESOLUTIONS[-1]:
             break
+    return found
+
+
+def propose(
+    resolutions: list[Resolution],
+    n_clusters: int,
+    evidence: NeighborEvidence,
+    weights: Floats | None = None,
+) -> Proposal:
+    """Return the proposal with the most evidence, which is of the same rows, among resolutions."""
+    proposals = []
+    for landmarks, rows, centers in resolutions:
+        held = unit_rows(centers[:, :n_clusters])
+        means, _ = merged_clusters(held, n_clusters, landmarks.degrees)
+        clusters = nearest_centers(unit_rows(rows[:, :n_clusters]), means)
+        shares = np.bincount(clusters, weights, minlength=n_clusters)
+        told = evidence.of(clusters)
+        shown = landmarks.first(n_clusters)
+        proposals.append(Proposal(shown, means, shares / shares.sum(), told))
     return max(proposals, key=lambda proposal: proposal.evidence)
 
 

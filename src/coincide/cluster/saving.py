@@ -10,8 +10,8 @@ from torch import nn
 
 from coincide._checks import find_device
 from coincide._files import ModelError, as_json, load_model, save_model
+from coincide.cluster.building import fresh_network
 from coincide.cluster.constraints import OWNER
-from coincide.cluster.fitting import fresh_network
 from coincide.representations import Landmarks, Representation, Scaling, scaling_of
 
 _ARRAYS: dict[str, Any] = {
@@ -21,7 +21,7 @@ _ARRAYS: dict[str, Any] = {
 }
 _SAVED = (
     *("n_features_in_", "objective_", "gap_", "converged_", "n_iter_", "history_", "restarts_"),
-    *("evidence_", "settings_", "cluster_names_", *_ARRAYS),
+    *("evidence_", "settings_", "n_clusters_", "numbers_", "cluster_names_", *_ARRAYS),
 )
 _KINDS: dict[str, type[Scaling] | type[Landmarks]] = {"scaling": Scaling, "landmarks": Landmarks}
 
@@ -67,7 +67,7 @@ def load_estimator(cls: Any, folder: Path, network: nn.Module | None) -> Any:
         width = model.n_features_in_
         if isinstance(model.representation_, Landmarks):
             width = model.representation_.directions.shape[1]
-        module = fresh_network(chosen, width, model.n_clusters)
+        module = fresh_network(chosen, width, model.n_clusters_)
         module.load_state_dict(state)
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ModelError(f"{folder} does not hold a model that fits: {error}") from error

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -68,10 +68,16 @@ class Landmarks:
 
     def features(self, points: Points) -> Points:
         """Return the features of rows that are scaled already."""
-        spectral = self.affinities(points) @ (self.directions / np.sqrt(self.degrees)[:, None])
-        length = np.linalg.norm(spectral, axis=1, keepdims=True)
-        unit = spectral / np.where(length > 0, length, 1)
-        return np.asarray(unit * math.sqrt(self.directions.shape[1]), np.float32)
+        return unit_rows(self.spectral(points))
+
+    def spectral(self, points: Points) -> Floats:
+        """Return the entries of scaled rows in the singular vectors, the first ones first."""
+        found = self.affinities(points) @ (self.directions / np.sqrt(self.degrees)[:, None])
+        return np.asarray(found, np.float64)
+
+    def first(self, n_features: int) -> Landmarks:
+        """Return landmarks that show only the first of the features."""
+        return replace(self, directions=np.ascontiguousarray(self.directions[:, :n_features]))
 
     def affinities(self, points: Points) -> csr_array:
         """Return the affinities of scaled rows to their nearest landmarks, summing to 1."""
@@ -94,6 +100,13 @@ class Landmarks:
 
 
 _OWN = ("centers", "widths", "degrees", "directions")
+
+
+def unit_rows(spectral: Floats) -> Points:
+    """Return rows of ``d`` entries at length ``√d``; a row of zeros stays one."""
+    length = np.linalg.norm(spectral, axis=1, keepdims=True)
+    unit = spectral / np.where(length > 0, length, 1)
+    return np.asarray(unit * math.sqrt(spectral.shape[1]), np.float32)
 
 
 def can_have_landmarks(n_rows: int, n_clusters: int) -> bool:
