@@ -16,7 +16,12 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    ClusterMixin,
+    TransformerMixin,
+)
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -57,7 +62,12 @@ __all__ = ["ClusteringWarning", "CollisionClustering", "ModelError"]
 _RESTLESS = 0.25  # share of rows that still change cluster in the last epoch
 
 
-class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
+class CollisionClustering(
+    ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]
+    TransformerMixin,  # type: ignore[misc]
+    ClusterMixin,  # type: ignore[misc]
+    BaseEstimator,  # type: ignore[misc]
+):
     """Clustering with probabilities, by self-labeling with collision cross-entropy.
 
     Every batch's soft labels minimize ``mean H₂(y, σ) + λ KL(u ‖ ȳ)`` (11) exactly for the
@@ -226,7 +236,8 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : array of shape (n_rows, n_features)
-            Real and finite; a memory map is read batch by batch when it is large.
+            Real and finite; a memory map is read batch by batch when it is large. A tensor may be
+            on any device.
         sample_weight : array of shape (n_rows,), optional
             Non-negative; rows of weight 0 play no part in training.
 
@@ -239,7 +250,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         del y
         given = self.get_params(deep=False)
         check_parameters(given)
-        features = validate_data(self, X, dtype="numeric", ensure_min_samples=1)
+        features = self._read(X, reset=True)
         weights = row_weights(sample_weight, len(features))
         used = features if weights is None else features[weights > 0]
         kept = None if weights is None else weights[weights > 0]
@@ -302,7 +313,7 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         check_parameters(given)
         check_stream(given)
         first = not hasattr(self, "network_")
-        features = validate_data(self, X, dtype="numeric", reset=first)
+        features = self._read(X, reset=first)
         weights = row_weights(sample_weight, len(features))
         kind = "unit-norm" if self.scaling == "auto" else self.scaling
         chunk = fit_scaling(features, kind, weights)
@@ -349,6 +360,10 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         """Return the probability of each cluster for each row, ``(n_rows, n_clusters)``."""
         return self._by_block(X, lambda logits: torch.softmax(logits, 1))
 
+    def transform(self, X: ArrayLike) -> NDArray[np.float32]:
+        """Return the probabilities of :meth:`predict_proba`, for a pipeline."""
+        return self.predict_proba(X)
+
     def score(self, X: ArrayLike, y: None = None) -> float:
         """Return minus the objective of these rows under their best labels: higher is better."""
         del y
@@ -384,6 +399,25 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
         loaded: CollisionClustering = load_estimator(cls, Path(folder), network)
         return loaded
 
+    @property
+    def _n_features_out(self) -> int:
+        """Columns of ``transform``, which scikit-learn names."""
+        return self.n_clusters_
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
+    def _read(self, X: ArrayLike, *, reset: bool = False) -> NDArray[Any]:
+        """Return checked rows; tensors come from any device, in any precision."""
+        if isinstance(X, Tensor):
+            tensor = X.detach().cpu()
+            half = tensor.dtype in (torch.bfloat16, torch.float16)
+            X = (tensor.float() if half else tensor).numpy()
+        rows: NDArray[Any] = validate_data(self, X, dtype="numeric", reset=reset)
+        return rows
+
     def _tell(self, number: int, n_trainings: int, record: EpochRecord) -> None:
         if self.callback is not None:
             told = {"restart": number, "n_restarts": n_trainings, **asdict(record)}
@@ -415,6 +449,6 @@ class CollisionClustering(ClusterMixin, BaseEstimator):  # type: ignore[misc]
 
     def _by_block(self, X: ArrayLike, of_logits: Callable[[Tensor], Tensor]) -> NDArray[Any]:
         check_is_fitted(self, "network_")
-        features = validate_data(self, X, dtype="numeric", reset=False)
+        features = self._read(X)
         with threads_for(features.size):
             return np.concatenate([of_logits(z).cpu().numpy() for z in self._logits(features)])

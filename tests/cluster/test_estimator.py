@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.cluster import KMeans
-from sklearn.datasets import load_digits, make_blobs
+from sklearn.datasets import load_digits, make_blobs, make_circles, make_moons
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import adjusted_rand_score
 from sklearn.utils import estimator_checks
@@ -232,7 +233,64 @@ def test_fitting_leaves_arguments_alone():
     assert model.network_ is not network
 
 
+def test_tensors_and_pipelines(model):
+    np.testing.assert_array_equal(model.predict(torch.from_numpy(X)), model.labels_)
+    assert fitted(torch.from_numpy(X).bfloat16()).labels_.shape == (300,)
+    with config_context(transform_output="pandas"):
+        shown = model.transform(X)
+    assert list(shown.columns) == [f"collisionclustering{k}" for k in range(K)]
+    np.testing.assert_array_equal(shown.to_numpy(), model.predict_proba(X))
+
+
 # What it finds
+
+
+CLUSTERS = {
+    "moons": make_moons(500, noise=0.05, random_state=1),
+    "circles": make_circles(500, factor=0.5, noise=0.05, random_state=1),
+    "uneven": make_blobs([900, 80, 20], centers=[[0, 0], [6, 0], [0, 6]], random_state=1),
+    "many": make_blobs(3000, centers=30, n_features=16, random_state=1),
+}
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_clusters_of_any_shape_and_size_are_found(name):
+    features, classes = CLUSTERS[name]
+    k = len(np.unique(classes))
+    model = CollisionClustering(k, random_state=0).fit(features)
+    assert model.settings_["representation"] == "landmarks"
+    assert clustering_accuracy(classes, model.labels_) > 0.99
+    np.testing.assert_allclose(model.prior_.sum(), 1)
+    # New rows have the probabilities of their cluster.
+    again = CollisionClustering(k, random_state=0).fit(features[::2])
+    assert clustering_accuracy(classes[1::2], again.predict(features[1::2])) > 0.98
+
+
+def test_more_clusters_than_landmarks_can_show():
+    features, classes = make_blobs(6000, centers=300, n_features=16, cluster_std=0.3)
+    model = CollisionClustering(300, random_state=0).fit(features)
+    assert model.settings_["representation"] == "scaled"
+    assert len(np.unique(model.labels_)) == 300
+    assert clustering_accuracy(classes, model.labels_) > 0.95
+
+
+@pytest.mark.parametrize("k", [3, 6])
+def test_the_number_of_clusters_is_found(k, tmp_path):
+    features, _ = make_blobs(600, centers=10 * np.eye(k, 6), random_state=0)
+    model = CollisionClustering("auto", random_state=0).fit(features)
+    assert model.n_clusters_ == k
+    assert [told["n_clusters"] for told in model.numbers_] == list(range(2, 21))
+    model.save(tmp_path)
+    loaded = CollisionClustering.load(tmp_path)
+    np.testing.assert_array_equal(loaded.predict(features), model.labels_)
+    assert CollisionClustering((2, k, 9), random_state=0).fit(features).n_clusters_ == k
+
+
+def test_numbers_that_the_evidence_does_not_tell_apart_are_said():
+    with pytest.warns(ClusteringWarning, match="or none"):
+        CollisionClustering("auto", random_state=0).fit(
+            np.random.default_rng(0).normal(size=X.shape)
+        )
 
 
 @pytest.mark.parametrize("k", range(3, 11))
@@ -660,6 +718,8 @@ def test_restless_rows_are_told():
         ("n_clusters", 1, "an integer >= 2. Got 1"),
         ("n_clusters", 2.5, "an integer >= 2. Got 2.5"),
         ("n_clusters", True, "an integer >= 2. Got True"),
+        ("n_clusters", "many", "or 'auto'. Got 'many'"),
+        ("n_clusters", (), "several to choose from"),
         ("objective", "ce", "'cce+', 'cce'"),
         ("solver", "newton", "'auto', 'active-set', 'interior-point'"),
         ("solver", 3, "'interior-point'"),
