@@ -147,8 +147,8 @@ class CollisionClustering(
         Mutual information of a row's cluster and its neighbors', relative to the entropy of the
         clusters: 1 where neighbors always agree.
     restarts_, history_ : list of dict
-        ``seed``, ``representation``, ``evidence`` and ``objective`` of each training; the epochs
-        of the chosen one.
+        ``seed``, ``representation``, ``evidence``, ``objective`` of each training, and whether it
+        was ``kept``; the epochs of that one.
     n_iter_ : int, its number of epochs
     converged_ : bool
         Whether at most a quarter of the rows changed cluster in the last epoch.
@@ -273,7 +273,7 @@ class CollisionClustering(
             self.network_, self.representation_ = chosen.network, chosen.representation
             self.prior_, self.evidence_ = chosen.prior, chosen.evidence
             self.objective_, self.gap_ = chosen.certificate.objective, chosen.certificate.gap
-            self.restarts_ = [candidate.told() for candidate in tried]
+            self.restarts_ = [{**each.told(), "kept": each is chosen} for each in tried]
             self.history_ = [asdict(record) for record in chosen.records]
             self.n_iter_ = len(chosen.records)
             self.converged_ = bool(self.history_[-1]["changed"] <= _RESTLESS)

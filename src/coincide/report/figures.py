@@ -195,9 +195,15 @@ def loss_curve(curves: Sequence[tuple[Sequence[float], Sequence[float]]], kept: 
 
 
 @_own_style()
-def restarts(names: Sequence[str], objectives: Sequence[float], kept: int) -> Markup:
-    """Draw the objective of each restart as a dot on its own line, the kept one filled."""
-    n = len(objectives)
+def restarts(
+    names: Sequence[str],
+    values: Sequence[float],
+    kept: int,
+    told: str,
+    quantity: str = "objective",
+) -> Markup:
+    """Draw a quantity of each restart as a dot on its own line, the kept one filled."""
+    n = len(values)
     named = n <= MAX_NAMED_RESTARTS
     figure, axes = _canvas(226, margins=(72 if named else 10, 14, 10, 48))
     lines = range(n)
@@ -206,17 +212,17 @@ def restarts(names: Sequence[str], objectives: Sequence[float], kept: int) -> Ma
         axes.grid(axis="y", color=RULE, linewidth=1)
     else:
         axes.set_yticks([])
-    axes.scatter(objectives, lines, s=40, facecolors="none", edgecolors=MUTED, linewidths=1.5)
-    axes.scatter(objectives[kept], kept, s=70, color=ACCENT, zorder=3)
+    axes.scatter(values, lines, s=40, facecolors="none", edgecolors=MUTED, linewidths=1.5)
+    axes.scatter(values[kept], kept, s=70, color=ACCENT, zorder=3)
     axes.set_ylim(n - 0.5, -0.5)  # the first on top
-    axes.set_xlabel("objective")
+    axes.set_xlabel(quantity)
     _plain_numbers(axes.xaxis)
     axes.margins(x=0.06)
     return _svg(
         figure,
         "restarts",
-        f"Objectives of {counted(n, 'restart')}, from {min(objectives):.6g} to"
-        f" {max(objectives):.6g}; the lowest was kept.",
+        f"{quantity.capitalize()}s of {counted(n, 'restart')}, from {min(values):.6g} to"
+        f" {max(values):.6g}; {told}.".replace("Evidences", "Evidence"),
     )
 
 

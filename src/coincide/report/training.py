@@ -50,8 +50,9 @@ def training_plates(metrics: dict[str, Any], n_clusters: int) -> list[Plate]:
             caption += " The restart that was kept is in color, the others are in gray."
         plates.append(Plate("Loss", figures.loss_curve(curves, kept), caption))
     plates.extend(_cluster_plates(metrics, n_clusters))
+    plates.extend(_evidence_plates(restarts))
     plates.extend(_candidate_plates(metrics, n_clusters))
-    if len(finished) > 1:
+    if len(finished) > 1 and "evidence" not in restarts[0]:
         kept = int(np.argmin(objectives))
         caption = (
             f"{counted(len(restarts), 'restart')} from different seeds; the filled dot has the"
@@ -61,8 +62,26 @@ def training_plates(metrics: dict[str, Any], n_clusters: int) -> list[Plate]:
         if failed := len(restarts) - len(finished):
             caption += f" {counted(failed, 'restart')} ended without an objective."
         names = [name for name, _ in finished]
-        plates.append(Plate("Restarts", figures.restarts(names, objectives, kept), caption))
+        told = "the lowest was kept"
+        plates.append(Plate("Restarts", figures.restarts(names, objectives, kept, told), caption))
     return plates
+
+
+def _evidence_plates(restarts: list[dict[str, Any]]) -> list[Plate]:
+    """Return the evidence for each training, where it chose among several."""
+    told = [number(restart.get("evidence")) for restart in restarts]
+    kept = [n for n, restart in enumerate(restarts) if restart.get("kept") is True]
+    if len(told) < 2 or len(kept) != 1 or not all(map(math.isfinite, told)):
+        return []
+    names = [f"{n} {restart.get('representation', '')}" for n, restart in enumerate(restarts, 1)]
+    caption = (
+        "How much a row's cluster tells about its neighbors', relative to the entropy of the"
+        " clusters, after each training; the filled one was kept. Plain rows (scaled) are, if they"
+        " come within a twentieth of the best."
+    )
+    words = "the filled one was kept"
+    drawn = figures.restarts(names, told, kept[0], words, quantity="evidence")
+    return [Plate("Trainings", drawn, caption)]
 
 
 def read_starts(metrics: dict[str, Any]) -> Starts | None:
