@@ -18,6 +18,7 @@ from coincide._threads import every_pool_for
 from coincide.cli.console import (
     noted,
     print_notes,
+    print_numbers,
     print_run,
     print_settings,
     print_timings,
@@ -83,6 +84,8 @@ def cluster(arguments: Namespace) -> dict[str, Any]:
         if source.labels is not None:
             print(use_of_labels(model.n_clusters_, arguments.clusters is None))
         print_run(metrics)
+        if model.numbers_:
+            print_numbers(model.numbers_, model.n_clusters_)
         print_written(written)
     if arguments.verbose:
         print_settings(metrics["model"]["parameters"] | model.settings_)

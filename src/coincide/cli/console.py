@@ -69,6 +69,9 @@ def print_run(metrics: dict[str, Any]) -> None:
     """Print the table of a run, and with labels the table of scores."""
     source = metrics["source"]
     table = _facts((source["rows"], source["features"]), metrics)
+    shown = metrics["model"]["settings"]
+    table.add_row("representation", f"{shown['representation']}, {shown['scaling']}")
+    table.add_row("evidence", f"{metrics['evidence']:.3f}")
     converged = "" if metrics["converged"] else " (not converged)"
     table.add_row("objective", f"{metrics['objective']:.6g}{converged}")
     table.add_row("gap", f"{metrics['gap']:.2g}")
@@ -88,6 +91,17 @@ def print_training(metrics: dict[str, Any]) -> None:
     phases = ", ".join(f"{name} {spent:.1f}" for name, spent in metrics["phases"].items())
     table.add_row("seconds", f"{metrics['timings']['fit']:.1f} ({phases})")
     _print(table, metrics)
+
+
+def print_numbers(numbers: Sequence[dict[str, Any]], chosen: int) -> None:
+    """Print the evidence for every number of clusters, and the one that was taken."""
+    table = Table(box=SIMPLE, pad_edge=False)
+    for name in ("clusters", "evidence", ""):
+        table.add_column(name, justify="right")
+    for told in numbers:
+        mark = "chosen" if told["n_clusters"] == chosen else ""
+        table.add_row(f"{told['n_clusters']}", f"{told['evidence']:.3f}", mark)
+    Console().print(table)
 
 
 def print_candidates(candidates: Sequence[dict[str, Any]], chosen: int) -> None:
