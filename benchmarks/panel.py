@@ -194,10 +194,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    written = {"labels": "for scores only", "sets": {}}
+    written: dict[str, Any] = {"labels": "for scores only", "measured": [], "sets": {}}
     if arguments.out.is_file():
         written = json.loads(arguments.out.read_text(encoding="utf-8"))
-    written |= circumstances("panel.py", PACKAGES)
+    written["measured"].append(circumstances("panel.py", PACKAGES))
     sets = {**dict(panel_sets(arguments.folder)), **dict(toy_sets())}
     sets |= dict(other_sets(arguments.sources))
     made = methods()
