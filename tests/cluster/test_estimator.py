@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.cluster import KMeans
@@ -36,16 +37,24 @@ def model():
 # scikit-learn's checks
 
 _ONE_CLUSTER = "the check sets n_clusters=1; K < 2 is refused, for one cluster is no clustering"
+_NO_CLASSIFIER = (
+    "the check asks whoever has predict_proba for the tags of a classifier;"
+    " test_sparse_rows_are_the_rows shows what it would"
+)
+_WEIGHTS = (
+    "batches are random, so a row of weight 2 is not bit for bit two rows; with neither,"
+    " test_weights_are_repeated_rows shows it"
+)
 _EXCUSED = {
     "check_dont_overwrite_parameters": _ONE_CLUSTER,
     "check_methods_subset_invariance": _ONE_CLUSTER,
     "check_fit2d_1sample": _ONE_CLUSTER,
     "check_fit2d_1feature": _ONE_CLUSTER,
     "check_fit2d_predict1d": _ONE_CLUSTER,
-    "check_sample_weight_equivalence_on_dense_data": (
-        "dropout is drawn for every row and batches are random, so a row of weight 2 is not"
-        " bit for bit two rows; with neither, test_weights_are_repeated_rows shows it"
-    ),
+    "check_sample_weight_equivalence_on_dense_data": _WEIGHTS,
+    "check_sample_weight_equivalence_on_sparse_data": _WEIGHTS,
+    "check_estimator_sparse_array": _NO_CLASSIFIER,
+    "check_estimator_sparse_matrix": _NO_CLASSIFIER,
 }
 
 
@@ -231,6 +240,19 @@ def test_fitting_leaves_arguments_alone():
     assert model.network is network
     assert all(torch.equal(before[n], t) for n, t in network.state_dict().items())
     assert model.network_ is not network
+
+
+@pytest.mark.parametrize("representation", ["landmarks", "scaled"])
+def test_sparse_rows_are_the_rows(representation):
+    features = np.maximum(X - X.mean(0), 0)
+    weights = (np.arange(len(X)) % 3 > 0).astype(float)
+    dense = fitted(features, representation=representation)
+    sparse = fitted(csr_matrix(features), representation=representation)
+    np.testing.assert_array_equal(sparse.labels_, dense.labels_)
+    np.testing.assert_array_equal(sparse.predict(csr_matrix(features[:9])), dense.labels_[:9])
+    weighed = CollisionClustering(**QUICK).fit(csr_matrix(features), sample_weight=weights)
+    expected = CollisionClustering(**QUICK).fit(features, sample_weight=weights)
+    np.testing.assert_array_equal(weighed.labels_, expected.labels_)
 
 
 def test_tensors_and_pipelines(model):

@@ -9,7 +9,7 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import nn
 
 from coincide._checks import (
@@ -24,7 +24,7 @@ from coincide._checks import (
 from coincide.networks import NETWORKS
 from coincide.pseudolabels import OBJECTIVES, SOLVERS
 from coincide.pseudolabels.solve import check_solver
-from coincide.representations import REPRESENTATIONS, SCALINGS, Scaling, row_blocks
+from coincide.representations import REPRESENTATIONS, SCALINGS, Features, Scaling, row_blocks
 from coincide.training.config import TrainingConfig
 from coincide.views.vectors import VectorView
 
@@ -157,6 +157,18 @@ def vector_view(given: Mapping[str, Any], start: str) -> VectorView:
     return VectorView(float(dropout), float(given["view_noise"]))
 
 
+def settings_of(given: Mapping[str, Any], start: str, n_epochs: int) -> dict[str, Any]:
+    """Return what a training made of the settings that were left open."""
+    config = training_config(given, start, 1)
+    return {
+        "fairness": given["fairness"],
+        "max_epochs": n_epochs,
+        "batch_size": config.batch_size,
+        "weight_decay": config.weight_decay,
+        "view_dropout": vector_view(given, start).dropout,
+    }
+
+
 def n_restarts(given: Mapping[str, Any], n_rows: int) -> int:
     """Return how many random starts a head on scaled rows gets."""
     if given["n_init"] != "auto":
@@ -165,7 +177,7 @@ def n_restarts(given: Mapping[str, Any], n_rows: int) -> int:
     return min(_MOST_RESTARTS, max(1, int(fitting)))
 
 
-def check_rows(features: NDArray[Any], scaling: Scaling, n_clusters: int) -> None:
+def check_rows(features: Features, scaling: Scaling, n_clusters: int) -> None:
     """Refuse fewer rows than clusters, and constant features."""
     if len(features) < n_clusters:
         raise ValueError(
@@ -185,7 +197,7 @@ def row_weights(weights: ArrayLike | None, n_rows: int) -> Vector | None:
 
 
 def differing_units(
-    features: NDArray[Any], spread: Vector, names: Sequence[str] | None = None
+    features: Features, spread: Vector, names: Sequence[str] | None = None
 ) -> str | None:
     """Return a clause that says so where columns have units of their own.
 

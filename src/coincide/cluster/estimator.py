@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
@@ -38,18 +39,20 @@ from coincide.cluster.constraints import (
     check_rows,
     check_stream,
     row_weights,
-    training_config,
-    vector_view,
+    settings_of,
 )
 from coincide.cluster.fitting import Fit
 from coincide.cluster.saving import load_estimator, save_estimator
 from coincide.networks import check_network
 from coincide.representations import (
+    Features,
     RepresentedRows,
     Scaling,
+    SparseRows,
     fit_scaling,
     read_rows,
     row_blocks,
+    rows_with_weight,
     scaling_of,
 )
 from coincide.training.collapse import ClusteringWarning, signs_of_collapse, sums_of_predictions
@@ -236,8 +239,8 @@ class CollisionClustering(
         Parameters
         ----------
         X : array of shape (n_rows, n_features)
-            Real and finite; a memory map is read batch by batch when it is large. A tensor may be
-            on any device.
+            Real and finite; a memory map is read batch by batch when it is large, and so is a
+            sparse matrix. A tensor may be on any device.
         sample_weight : array of shape (n_rows,), optional
             Non-negative; rows of weight 0 play no part in training.
 
@@ -252,7 +255,7 @@ class CollisionClustering(
         check_parameters(given)
         features = self._read(X, reset=True)
         weights = row_weights(sample_weight, len(features))
-        used = features if weights is None else features[weights > 0]
+        used = features if weights is None else rows_with_weight(features, weights)
         kept = None if weights is None else weights[weights > 0]
         # A stream that partial_fit began has a network of its own, now replaced.
         self.__dict__.pop("_trainer", None)
@@ -282,19 +285,13 @@ class CollisionClustering(
                 {"n_clusters": number, "evidence": told}
                 for number, told in fit.evidence_by_number.items()
             ]
-            given["n_clusters"] = fit.n_clusters
-            config = training_config(given, chosen.start, len(used))
-            view = vector_view(given, chosen.start)
+            given |= {"n_clusters": fit.n_clusters, "fairness": chosen.fairness}
             self.settings_ = {
                 "representation": chosen.kind,
                 "scaling": scaling_of(chosen.representation).kind,
                 "n_init": len(tried),
-                "max_epochs": self.n_iter_,
-                "fairness": chosen.fairness,
-                "batch_size": config.batch_size,
-                "weight_decay": config.weight_decay,
-                "view_dropout": view.dropout,
                 "device": str(self.device_),
+                **settings_of(given, chosen.start, self.n_iter_),
             }
             self._describe(features)
         return self
@@ -349,7 +346,7 @@ class CollisionClustering(
         told = {"epoch": self.n_iter_, "loss": record.loss, "live_clusters": record.live_clusters}
         self.history_.append(told)
         self.n_iter_ += 1
-        self.labels_ = self.predict(features)
+        self.labels_ = self.predict(X)
         return self
 
     def predict(self, X: ArrayLike) -> NDArray[np.int64]:
@@ -406,24 +403,25 @@ class CollisionClustering(
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
 
-    def _read(self, X: ArrayLike, *, reset: bool = False) -> NDArray[Any]:
+    def _read(self, X: ArrayLike, *, reset: bool = False) -> Features:
         """Return checked rows; tensors come from any device, in any precision."""
         if isinstance(X, Tensor):
             tensor = X.detach().cpu()
             half = tensor.dtype in (torch.bfloat16, torch.float16)
             X = (tensor.float() if half else tensor).numpy()
-        rows: NDArray[Any] = validate_data(self, X, dtype="numeric", reset=reset)
-        return rows
+        rows = validate_data(self, X, dtype="numeric", accept_sparse="csr", reset=reset)
+        return SparseRows(rows) if issparse(rows) else rows
 
     def _tell(self, number: int, n_trainings: int, record: EpochRecord) -> None:
         if self.callback is not None:
             told = {"restart": number, "n_restarts": n_trainings, **asdict(record)}
             self.callback(told)
 
-    def _describe(self, features: NDArray[Any]) -> None:
+    def _describe(self, features: Features) -> None:
         """Set the training rows' labels and say in plain words what looks wrong."""
         self.labels_, sums, squares = sums_of_predictions(self._logits(features))
         self.mean_label_ = sums / len(features)
@@ -439,7 +437,7 @@ class CollisionClustering(
                 stacklevel=3,
             )
 
-    def _logits(self, features: NDArray[Any]) -> Any:
+    def _logits(self, features: Features) -> Any:
         """Yield the logits of the rows, block by block."""
         network = self.network_.eval()
         for block in row_blocks(len(features), max(features.shape[1], self.n_clusters_)):

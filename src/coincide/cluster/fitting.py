@@ -44,6 +44,7 @@ from coincide.cluster.proposals import (
 )
 from coincide.networks import build_network, check_network, start_from_centers
 from coincide.representations import (
+    Features,
     Points,
     Representation,
     RepresentedRows,
@@ -59,6 +60,7 @@ from coincide.training.loop import Data
 from coincide.training.randomness import seeded
 
 _SAMPLED_ROWS = 20_000  # that landmarks, K-means and the evidence see
+_SAMPLED_ENTRIES = 200_000_000  # of them, where rows are very wide
 _JUDGED_ROWS = 2_500  # that the reported objective is of
 _ALL_PAIRS = 50_000  # rows up to which the neighbors of a row are sought among all others
 _CENTERS_PER_CLUSTER = 3  # that are merged for a start on scaled rows
@@ -105,7 +107,7 @@ class Fit:
     def __init__(
         self,
         given: Mapping[str, Any],
-        features: NDArray[Any],
+        features: Features,
         weights: NDArray[np.float64] | None = None,
         *,
         names: Any,
@@ -123,7 +125,8 @@ class Fit:
         check_rows(features, measured, numbers[0])
         # More restarts leave the first ones, and the sample, as they are.
         first = int(random.randint(2**31))
-        self._sample = np.random.RandomState(first).permutation(len(features))[:_SAMPLED_ROWS]
+        self._sample = np.random.RandomState(first).permutation(len(features))
+        self._sample = self._sample[: min(_SAMPLED_ROWS, _SAMPLED_ENTRIES // features.shape[1] + 1)]
         self._sampled = read_rows(features[self._sample])
         self.scaling = self._choose_scaling(measured, names)
         self._points = self._scaled_sample(self.scaling)

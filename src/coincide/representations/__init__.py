@@ -6,7 +6,15 @@ A representation is fitted on rows, maps new ones batch by batch, and is saved a
 
 from coincide.representations.landmarks import Landmarks, can_have_landmarks, fit_landmarks
 from coincide.representations.neighbors import nearest_rows
-from coincide.representations.rows import Points, RepresentedRows, read_rows, row_blocks
+from coincide.representations.rows import (
+    Features,
+    Points,
+    RepresentedRows,
+    SparseRows,
+    read_rows,
+    row_blocks,
+    rows_with_weight,
+)
 from coincide.representations.scaling import SCALINGS, Scaling, fit_scaling
 
 Representation = Scaling | Landmarks
@@ -21,16 +29,19 @@ def scaling_of(representation: Representation) -> Scaling:
 __all__ = [
     "REPRESENTATIONS",
     "SCALINGS",
+    "Features",
     "Landmarks",
     "Points",
     "Representation",
     "RepresentedRows",
     "Scaling",
+    "SparseRows",
     "can_have_landmarks",
     "fit_landmarks",
     "fit_scaling",
     "nearest_rows",
     "read_rows",
     "row_blocks",
+    "rows_with_weight",
     "scaling_of",
 ]

@@ -29,9 +29,45 @@ def read_rows(features: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.array(features, exact_dtype(features), order="C"))
 
 
-def exact_dtype(features: NDArray[Any]) -> np.dtype[Any]:
+def exact_dtype(features: Features) -> np.dtype[Any]:
     """Return float32 where it holds the features exactly, else float64."""
     return np.dtype(np.float32 if np.can_cast(features.dtype, np.float32) else np.float64)
+
+
+class SparseRows:
+    """Rows of a sparse matrix that come as dense ones, a block at a time.
+
+    Parameters
+    ----------
+    matrix : sparse matrix or array of shape (M, D), in rows (CSR)
+    """
+
+    def __init__(self, matrix: Any) -> None:
+        self._matrix = matrix
+        self.shape: tuple[int, int] = matrix.shape
+        self.size: int = matrix.shape[0] * matrix.shape[1]
+        self.dtype: np.dtype[Any] = matrix.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> NDArray[Any]:
+        if isinstance(rows, int):
+            return self[rows : rows + 1].ravel()
+        return np.asarray(self._matrix[rows].toarray())
+
+    def where(self, mask: NDArray[np.bool_]) -> SparseRows:
+        """Return the rows of a mask, sparse as they are."""
+        return SparseRows(self._matrix[mask])
+
+
+Features = NDArray[Any] | SparseRows
+
+
+def rows_with_weight(features: Features, weights: NDArray[np.float64]) -> Features:
+    """Return the rows whose weight is not 0."""
+    mask = weights > 0
+    return features.where(mask) if isinstance(features, SparseRows) else features[mask]
 
 
 class RepresentedRows:
@@ -42,7 +78,7 @@ class RepresentedRows:
     """
 
     def __init__(
-        self, features: NDArray[Any], represent: Callable[[Tensor], Tensor], device: torch.device
+        self, features: Features, represent: Callable[[Tensor], Tensor], device: torch.device
     ) -> None:
         self._features = features
         self._represent = represent

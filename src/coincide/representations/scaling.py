@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coincide.representations.rows import exact_dtype, row_blocks
+from coincide.representations.rows import Features, exact_dtype, row_blocks
 
 SCALINGS = ("unit-norm", "standard", "isotropic", "none")
 
@@ -79,7 +78,7 @@ class Scaling:
 
 
 def fit_scaling(
-    features: NDArray[Any], kind: str, weights: NDArray[np.float64] | None = None
+    features: Features, kind: str, weights: NDArray[np.float64] | None = None
 ) -> Scaling:
     """Return the scaling of these features, (M, D), from one pass with sums in float64."""
     width = features.shape[1]
