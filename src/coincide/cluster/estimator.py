@@ -17,12 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import issparse
-from sklearn.base import (
-    BaseEstimator,
-    ClassNamePrefixFeaturesOutMixin,
-    ClusterMixin,
-    TransformerMixin,
-)
+from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -65,12 +60,7 @@ __all__ = ["ClusteringWarning", "CollisionClustering", "ModelError"]
 _RESTLESS = 0.25  # share of rows that still change cluster in the last epoch
 
 
-class CollisionClustering(
-    ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]
-    TransformerMixin,  # type: ignore[misc]
-    ClusterMixin,  # type: ignore[misc]
-    BaseEstimator,  # type: ignore[misc]
-):
+class CollisionClustering(TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
     """Clustering with probabilities, by self-labeling with collision cross-entropy.
 
     Every batch's soft labels minimize ``mean H₂(y, σ) + λ KL(u ‖ ȳ)`` (11) exactly for the
@@ -361,6 +351,12 @@ class CollisionClustering(
         """Return the probabilities of :meth:`predict_proba`, for a pipeline."""
         return self.predict_proba(X)
 
+    def get_feature_names_out(self, input_features: object = None) -> NDArray[Any]:
+        """Return the names of the columns of :meth:`transform`, which are its own."""
+        check_is_fitted(self, "network_")
+        names = [f"{type(self).__name__.lower()}{k}" for k in range(self.n_clusters_)]
+        return np.array(names, object)
+
     def score(self, X: ArrayLike, y: None = None) -> float:
         """Return minus the objective of these rows under their best labels: higher is better."""
         del y
@@ -395,11 +391,6 @@ class CollisionClustering(
         """
         loaded: CollisionClustering = load_estimator(cls, Path(folder), network)
         return loaded
-
-    @property
-    def _n_features_out(self) -> int:
-        """Columns of ``transform``, which scikit-learn names."""
-        return self.n_clusters_
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -196,11 +196,7 @@ def loss_curve(curves: Sequence[tuple[Sequence[float], Sequence[float]]], kept: 
 
 @_own_style()
 def restarts(
-    names: Sequence[str],
-    values: Sequence[float],
-    kept: int,
-    told: str,
-    quantity: str = "objective",
+    names: Sequence[str], values: Sequence[float], kept: int, told: str, quantity: str = "objective"
 ) -> Markup:
     """Draw a quantity of each restart as a dot on its own line, the kept one filled."""
     n = len(values)
