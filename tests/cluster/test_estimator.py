@@ -1,5 +1,6 @@
 """The estimator: scikit-learn's manners, what a fit promises, and what it finds."""
 
+import json
 import pickle
 import re
 import warnings
@@ -289,7 +290,9 @@ def test_clusters_of_any_shape_and_size_are_found(name):
 
 
 def test_more_clusters_than_landmarks_can_show():
-    features, classes = make_blobs(6000, centers=300, n_features=16, cluster_std=0.3)
+    features, classes = make_blobs(
+        6000, centers=300, n_features=16, cluster_std=0.3, random_state=0
+    )
     model = CollisionClustering(300, random_state=0).fit(features)
     assert model.settings_["representation"] == "scaled"
     assert len(np.unique(model.labels_)) == 300
@@ -306,6 +309,20 @@ def test_the_number_of_clusters_is_found(k, tmp_path):
     loaded = CollisionClustering.load(tmp_path)
     np.testing.assert_array_equal(loaded.predict(features), model.labels_)
     assert CollisionClustering((2, k, 9), random_state=0).fit(features).n_clusters_ == k
+
+
+def test_numbers_that_rows_cannot_bear_are_refused():
+    with pytest.raises(ValueError, match=r"26 is too many.*100 rows"):
+        CollisionClustering((2, 26)).fit(X[:100])
+    assert CollisionClustering("auto", random_state=0).fit(X[:20]).numbers_[-1]["n_clusters"] == 5
+
+
+@pytest.mark.filterwarnings("ignore::coincide.cluster.ClusteringWarning")
+def test_more_clusters_than_different_rows():
+    features = np.repeat([[0.0, 1.0], [2.0, 3.0]], 20, 0)
+    labels = CollisionClustering(3, random_state=0).fit(features).labels_
+    assert len(set(labels[:20])) == len(set(labels[20:])) == 1
+    assert labels[0] != labels[-1]
 
 
 def test_numbers_that_the_evidence_does_not_tell_apart_are_said():
@@ -526,6 +543,9 @@ def test_columns_of_other_units_are_said_with_the_way_out():
     with pytest.warns(ClusteringWarning, match="'income'.*standardized.*scaling='isotropic'"):
         model = fitted(frame)
     assert model.settings_["scaling"] == "standard"
+    with pytest.warns(ClusteringWarning, match="'income'.*standardized"):
+        stream = CollisionClustering(**QUICK).partial_fit(frame)
+    assert stream.representation_.kind == "standard"
 
 
 @pytest.mark.parametrize(
@@ -666,6 +686,15 @@ def test_weights_of_another_model_are_refused(model, tmp_path):
     (tmp_path / "one" / "model.safetensors").write_bytes(other)
     with pytest.raises(ModelError, match="does not hold a model that fits"):
         CollisionClustering.load(tmp_path / "one")
+
+
+def test_a_model_of_an_earlier_version_is_refused_with_the_way_out(model, tmp_path):
+    model.save(tmp_path)
+    description = json.loads((tmp_path / "model.json").read_text())
+    del description["representation"]
+    (tmp_path / "model.json").write_text(json.dumps(description))
+    with pytest.raises(ModelError, match="earlier version: fit it again"):
+        CollisionClustering.load(tmp_path)
 
 
 def test_a_folder_that_is_none(tmp_path):

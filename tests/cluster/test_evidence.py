@@ -26,6 +26,11 @@ def test_it_is_the_mutual_information_of_pairs_in_either_order(drawn):
     assert again == pytest.approx(expected, abs=1e-9)
 
 
+def test_very_many_clusters_take_no_memory():
+    own = np.arange(200_000)
+    assert shared_information(own, own) == pytest.approx(1)
+
+
 def test_the_classes_have_more_than_what_cuts_them():
     points, classes = make_blobs(600, centers=9 * np.eye(4, 3), random_state=0)
     evidence = NeighborEvidence(points.astype(np.float32), 10)
@@ -38,6 +43,8 @@ def test_the_classes_have_more_than_what_cuts_them():
 def test_the_effective_dimension_is_that_of_equal_directions():
     points = np.random.default_rng(0).normal(size=(20_000, 30)).astype(np.float32)
     assert effective_dimension(points) == pytest.approx(30, rel=0.01)
+    wide = np.random.default_rng(0).normal(size=(40, 3000)).astype(np.float32)
+    assert effective_dimension(wide) == pytest.approx(39, rel=0.05)
     assert effective_dimension(points * np.eye(1, 30, dtype=np.float32)) == pytest.approx(1)
 
 

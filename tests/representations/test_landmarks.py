@@ -72,6 +72,14 @@ def test_repeated_shifted_and_few_rows(features):
     assert shown.shape == (len(features), 2)
 
 
+def test_a_row_on_one_of_two_landmarks_has_no_affinity_to_the_other():
+    features = np.repeat([[0.0, 1.0], [2.0, 3.0]], 20, 0)
+    scaling = fit_scaling(features, "isotropic")
+    points = scaling(torch.from_numpy(features)).numpy()
+    affinities = fit_landmarks(points, scaling, 2).affinities(points).toarray()
+    assert sorted(set(affinities.ravel())) == [0, 1]
+
+
 @pytest.mark.parametrize("width", [3, 40])
 def test_nearest_rows_are_those_of_all_distances(width):
     points = np.random.default_rng(0).normal(size=(200, width)).astype(np.float32)

@@ -14,7 +14,9 @@ from coincide.pseudolabels.problem import Certificate
 from coincide.representations import Landmarks, Representation
 from coincide.training.history import EpochRecord
 
-SIMPLER = 0.95  # share of the landmarks' evidence that is enough for a head on plain rows
+# Share of the landmarks' evidence that is enough for a head on plain rows. Settled on the four
+# embeddings of README, with their labels in view.
+SIMPLER = 0.95
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Candidate:
     records: list[EpochRecord]
     certificate: Certificate
     evidence: float
-    start: str
+    origin: str
     seed: int
 
     @property

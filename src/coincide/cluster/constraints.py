@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from coincide._checks import (
 from coincide.networks import NETWORKS
 from coincide.pseudolabels import OBJECTIVES, SOLVERS
 from coincide.pseudolabels.solve import check_solver
-from coincide.representations import REPRESENTATIONS, SCALINGS, Features, Scaling, row_blocks
+from coincide.representations import REPRESENTATIONS, SCALINGS, Features, Scaling
 from coincide.training.config import TrainingConfig
 from coincide.views.vectors import VectorView
 
@@ -60,14 +60,12 @@ _LEFT_OPEN = {
 
 _ROWS_PER_BATCH = 500
 _ROWS_PER_CLUSTER = 8  # in a batch
-_OTHER_UNITS = 100  # times the range of another column
-_ONE_LENGTH = 1e-2  # rows whose lengths differ by less are embeddings, of one unit
 _ENTRIES_PER_RESTART = 400_000
 _MOST_RESTARTS = 3
 
 
 class Recipe(NamedTuple):
-    """How a head is trained on a representation, where the user leaves it open."""
+    """How a head is trained, where the user leaves it open."""
 
     weight_decay: float
     view_dropout: float
@@ -194,34 +192,3 @@ def row_weights(weights: ArrayLike | None, n_rows: int) -> Vector | None:
         weights = np.full(n_rows, weights)
     checked = check_weights(weights, n_rows, OWNER)
     return None if checked is None else checked.numpy()
-
-
-def differing_units(
-    features: Features, spread: Vector, names: Sequence[str] | None = None
-) -> str | None:
-    """Return a clause that says so where columns have units of their own.
-
-    That is told by their ranges: a standard deviation is small also where a value is rare. Rows of
-    one length are embeddings, whatever their columns.
-    """
-    varied = spread > 0
-    if spread.max() < _OTHER_UNITS * spread[varied].min():
-        return None
-    low, high = np.full(len(spread), np.inf), np.full(len(spread), -np.inf)
-    shortest, longest = np.inf, 0.0
-    for block in row_blocks(*features.shape):
-        rows = np.asarray(features[block], np.float64)
-        low, high = np.minimum(low, rows.min(0)), np.maximum(high, rows.max(0))
-        lengths = np.linalg.norm(rows, axis=1)
-        shortest, longest = min(shortest, lengths.min()), max(longest, lengths.max())
-    if longest - shortest < _ONE_LENGTH * longest:
-        return None
-    ranges = np.where(varied, high - low, np.nan)
-    least, most = int(np.nanargmin(ranges)), int(np.nanargmax(ranges))
-    if ranges[most] < _OTHER_UNITS * ranges[least]:
-        return None
-    called = [repr(str(number if names is None else names[number])) for number in (most, least)]
-    return (
-        f"Columns differ in spread by {ranges[most] / ranges[least]:.2g} (range {ranges[most]:.2g}"
-        f" of column {called[0]}, {ranges[least]:.2g} of {called[1]})"
-    )

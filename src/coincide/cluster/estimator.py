@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,6 +38,7 @@ from coincide.cluster.constraints import (
 )
 from coincide.cluster.fitting import Fit
 from coincide.cluster.saving import load_estimator, save_estimator
+from coincide.cluster.units import choose_scaling
 from coincide.networks import check_network
 from coincide.representations import (
     Features,
@@ -73,7 +74,8 @@ class CollisionClustering(TransformerMixin, ClusterMixin, BaseEstimator):  # typ
     ----------
     n_clusters : int, "auto" or sequence of int
         K >= 2, at most the number of rows. Of several numbers the evidence of clusters on
-        landmarks chooses one; ``"auto"`` are those from 2 to 20.
+        landmarks chooses one, which needs four rows for each cluster, and at most 250 clusters;
+        ``"auto"`` are those from 2 to 20 that rows allow.
     objective : {"cce+", "cce", "ce+kl"}
         Of the pseudo-labels, see :func:`coincide.solve_pseudo_labels`: (11), (10) or (5). The
         network's loss is collision cross-entropy whichever it is.
@@ -102,7 +104,8 @@ class CollisionClustering(TransformerMixin, ClusterMixin, BaseEstimator):  # typ
         From the representation to K logits. All but linear see scaled rows. A module is copied
         for every restart with its weights.
     init : {"auto", "random", "k-means"}
-        On scaled rows, a linear head starts near zero (embeddings), or from K-means' centers.
+        On scaled rows, a linear head starts near zero (embeddings), or from the centers of
+        clusters: of K-means with three times as many, merged by Ward's criterion.
     n_init : int or "auto"
         Restarts on scaled rows. ``"auto"``: 400,000 / (rows · clusters), at least 1 and at
         most 3.
@@ -281,7 +284,7 @@ class CollisionClustering(TransformerMixin, ClusterMixin, BaseEstimator):  # typ
                 "scaling": scaling_of(chosen.representation).kind,
                 "n_init": len(tried),
                 "device": str(self.device_),
-                **settings_of(given, chosen.start, self.n_iter_),
+                **settings_of(given, chosen.origin, self.n_iter_),
             }
             self._describe(features)
         return self
@@ -293,7 +296,8 @@ class CollisionClustering(TransformerMixin, ClusterMixin, BaseEstimator):  # typ
 
         The first call must bring at least ``n_clusters`` rows; the scaling follows all rows seen.
         The arguments are those of :meth:`fit`. A stream has no landmarks, no neighbors, and
-        clusters of equal shares unless `prior` is an array.
+        clusters of equal shares unless `prior` is an array. ``scaling="auto"`` brings its rows to
+        unit length, or standardizes columns that have units of their own in the first chunk.
         """
         del y
         given = self.get_params(deep=False)
@@ -302,13 +306,16 @@ class CollisionClustering(TransformerMixin, ClusterMixin, BaseEstimator):  # typ
         first = not hasattr(self, "network_")
         features = self._read(X, reset=first)
         weights = row_weights(sample_weight, len(features))
-        kind = "unit-norm" if self.scaling == "auto" else self.scaling
-        chunk = fit_scaling(features, kind, weights)
+        chunk = fit_scaling(features, "unit-norm", weights)
         if first:
             n_clusters = check_number(self.n_clusters)
             check_rows(features, chunk, n_clusters)
             self.device_ = find_device(self.device, OWNER)
             self.n_clusters_ = n_clusters
+            names = vars(self).get("feature_names_in_")
+            chunk = choose_scaling(self.scaling, features, chunk, names)
+            if self.scaling == "auto" and chunk.kind == "isotropic":
+                chunk = replace(chunk, kind="unit-norm")
             self.representation_ = chunk
             seed = int(check_random_state(self.random_state).randint(2**31))
             with seeded(seed, self.device_):

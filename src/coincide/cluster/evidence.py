@@ -51,12 +51,17 @@ def shared_information(first: NDArray[np.int64], second: NDArray[np.int64]) -> f
     1.0
     """
     size = int(max(first.max(), second.max())) + 1
-    joint = np.bincount(first * size + second, minlength=size**2).reshape(size, size)
-    joint = (joint + joint.T) / (2 * joint.sum())
-    entropy = float(entr(joint.sum(1)).sum())
+    own, other = np.concatenate([first, second]), np.concatenate([second, first])
+    entropy = _entropy(own)
     if entropy == 0:
         return 0.0
-    return min(1.0, max(0.0, 2 - float(entr(joint).sum()) / entropy))
+    return min(1.0, max(0.0, 2 - _entropy(own * size + other) / entropy))
+
+
+def _entropy(drawn: NDArray[np.int64]) -> float:
+    """Return the entropy of what was drawn; most of the pairs that could be never are."""
+    counts = np.unique(drawn, return_counts=True)[1]
+    return float(entr(counts / len(drawn)).sum())
 
 
 def effective_dimension(points: Points) -> float:
@@ -66,5 +71,7 @@ def effective_dimension(points: Points) -> float:
     each of them from all others.
     """
     centered = points - points.mean(0)
-    covariance = centered.T.astype(np.float64) @ centered
-    return float(np.trace(covariance) ** 2 / np.square(covariance).sum())
+    # The products of rows have the spectrum of those of columns; the fewer are taken.
+    narrow = centered.T if len(centered) > centered.shape[1] else centered
+    products = (narrow @ narrow.T).astype(np.float64)
+    return float(np.trace(products) ** 2 / np.square(products).sum())

@@ -26,12 +26,7 @@ from coincide._checks import Vector, check_prior
 from coincide._threads import every_pool_for
 from coincide.cluster.building import FIRM, fresh_network, new_method, new_trainer, on_device
 from coincide.cluster.candidates import SIMPLER, Candidate, best_of
-from coincide.cluster.constraints import (
-    OWNER,
-    check_rows,
-    differing_units,
-    n_restarts,
-)
+from coincide.cluster.constraints import OWNER, check_rows, n_restarts
 from coincide.cluster.evidence import NeighborEvidence, effective_dimension
 from coincide.cluster.number import choose_number, numbers_to_try
 from coincide.cluster.proposals import (
@@ -42,6 +37,7 @@ from coincide.cluster.proposals import (
     place_landmarks,
     propose,
 )
+from coincide.cluster.units import choose_scaling
 from coincide.networks import build_network, check_network, start_from_centers
 from coincide.representations import (
     Features,
@@ -54,16 +50,17 @@ from coincide.representations import (
     nearest_rows,
     read_rows,
 )
-from coincide.training.collapse import ClusteringWarning
 from coincide.training.history import EpochRecord
 from coincide.training.loop import Data
 from coincide.training.randomness import seeded
 
 _SAMPLED_ROWS = 20_000  # that landmarks, K-means and the evidence see
-_SAMPLED_ENTRIES = 200_000_000  # of them, where rows are very wide
+_SAMPLED_ENTRIES = 50_000_000  # of them, where rows are very wide
+_SAMPLED_PER_CLUSTER = 4  # rows, at the least
 _JUDGED_ROWS = 2_500  # that the reported objective is of
 _ALL_PAIRS = 50_000  # rows up to which the neighbors of a row are sought among all others
 _CENTERS_PER_CLUSTER = 3  # that are merged for a start on scaled rows
+_MOST_MERGED = 6_000  # for Ward takes the square of their number
 _PASSES = 5  # of K-means, which only has to place them
 _NEIGHBORS = 10  # that the evidence counts where views have none
 _LOOSE = 1.0  # λ where the shares are but a guess
@@ -80,7 +77,7 @@ class Start:
     prior: Vector
     rows: RepresentedRows
     weights: Vector | None = None
-    kind: str = "clusters"  # that it starts from; or "random"
+    origin: str = "clusters"  # that it starts from; or "random"
     neighbors: Tensor | None = None
 
 
@@ -125,10 +122,10 @@ class Fit:
         check_rows(features, measured, numbers[0])
         # More restarts leave the first ones, and the sample, as they are.
         first = int(random.randint(2**31))
-        self._sample = np.random.RandomState(first).permutation(len(features))
-        self._sample = self._sample[: min(_SAMPLED_ROWS, _SAMPLED_ENTRIES // features.shape[1] + 1)]
+        order = np.random.RandomState(first).permutation(len(features))
+        self._sample = order[: _sample_size(features.shape[1], numbers[-1])]
         self._sampled = read_rows(features[self._sample])
-        self.scaling = self._choose_scaling(measured, names)
+        self.scaling = choose_scaling(given["scaling"], features, measured, names)
         self._points = self._scaled_sample(self.scaling)
         self._evidence = NeighborEvidence(self._points, self._neighbors_of(numbers[0]))
         self.n_clusters = numbers[-1]
@@ -170,25 +167,6 @@ class Fit:
         return best_of(tried), tried
 
     # What is looked at
-
-    def _choose_scaling(self, measured: Scaling, names: Any) -> Scaling:
-        kind = self._given["scaling"]
-        units = None
-        if kind in ("auto", "unit-norm"):
-            units = differing_units(self._features, measured.spread.numpy(), names)
-        if units is not None and kind == "unit-norm":
-            _warn(
-                f"{units}, and rows are brought to unit length: only the widest columns count."
-                " Where columns have units of their own, take scaling='standard'."
-            )
-        if kind == "auto":
-            kind = "isotropic" if units is None else "standard"
-            if units is not None:
-                _warn(
-                    f"{units}: they were standardized, each to the same spread. If their spreads"
-                    " are to count, take scaling='isotropic'."
-                )
-        return replace(measured, kind=kind)
 
     def _on_landmarks_too(self) -> bool:
         """Whether heads on landmarks are tried."""
@@ -257,7 +235,8 @@ class Fit:
         learned = isinstance(given["prior"], str) and given["prior"] == "learned"
         init = given["init"]
         if init == "auto":
-            init = "k-means" if learned or not self._wide else "random"
+            mergeable = _CENTERS_PER_CLUSTER * self.n_clusters <= _MOST_MERGED
+            init = "k-means" if learned or (mergeable and not self._wide) else "random"
         if given["network"] != "linear":
             init = "random"
         rows = self._all_rows(scaling) if init == "random" else self._sampled_rows(scaling)
@@ -283,14 +262,15 @@ class Fit:
     def _means(self, points: Points, seed: int) -> tuple[Points, Vector]:
         """Return the centers of clusters of the sampled rows, and their shares."""
         weights = self._sampled_weights()
+        count = min(_CENTERS_PER_CLUSTER * self.n_clusters, max(_MOST_MERGED, self.n_clusters))
         centers = points
-        if len(points) > _CENTERS_PER_CLUSTER * self.n_clusters:
-            count = _CENTERS_PER_CLUSTER * self.n_clusters
+        if len(points) > count:
             means = KMeans(count, n_init=1, max_iter=_PASSES, random_state=seed)
             with warnings.catch_warnings(), every_pool_for(points.size * count):
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 centers = means.fit(points, sample_weight=weights).cluster_centers_
-        centers, _ = merged_clusters(centers, self.n_clusters)
+        if len(centers) > self.n_clusters:
+            centers, _ = merged_clusters(centers, self.n_clusters)
         clusters = nearest_centers(points, centers)
         shares = np.bincount(clusters, weights, minlength=self.n_clusters)
         return centers, shares / shares.sum()
@@ -311,7 +291,7 @@ class Fit:
         with seeded(seed, self._device):
             trainer = new_trainer(
                 given,
-                start.kind,
+                start.origin,
                 start.network.to(self._device),
                 prior,
                 len(rows),
@@ -339,7 +319,7 @@ class Fit:
             records,
             certificate,
             evidence,
-            start.kind,
+            start.origin,
             seed,
         )
 
@@ -348,7 +328,11 @@ class Fit:
         if self._given["fairness"] != "auto":
             return float(self._given["fairness"])
         guessed = isinstance(self._given["prior"], str) and self._given["prior"] != "equal"
-        return _LOOSE if guessed and start.kind == "clusters" else FIRM
+        return _LOOSE if guessed and start.origin == "clusters" else FIRM
+
+
+def _sample_size(width: int, n_clusters: int) -> int:
+    return max(min(_SAMPLED_ROWS, _SAMPLED_ENTRIES // width), _SAMPLED_PER_CLUSTER * n_clusters)
 
 
 def _in_order_of(prior: Any, proposal: Proposal) -> Proposal:
@@ -360,7 +344,3 @@ def _in_order_of(prior: Any, proposal: Proposal) -> Proposal:
     return Proposal(
         proposal.landmarks, proposal.centers[order], proposal.shares[order], proposal.evidence
     )
-
-
-def _warn(sentence: str) -> None:
-    warnings.warn(sentence, ClusteringWarning, stacklevel=6)

@@ -13,7 +13,7 @@ from numbers import Integral
 
 from coincide.cluster.evidence import NeighborEvidence
 from coincide.cluster.proposals import Resolution, propose
-from coincide.representations import can_have_landmarks
+from coincide.representations import can_have_landmarks, most_clusters
 from coincide.representations.landmarks import Floats
 from coincide.training.collapse import ClusteringWarning
 
@@ -29,7 +29,15 @@ def numbers_to_try(asked: object, n_rows: int) -> list[int]:
     several = AUTO if isinstance(asked, str) else asked
     assert isinstance(several, Sequence)
     numbers = sorted({int(number) for number in several})
-    return [number for number in numbers if can_have_landmarks(n_rows, number)] or numbers[:1]
+    borne = [number for number in numbers if can_have_landmarks(n_rows, number)]
+    if not isinstance(asked, str) and borne != numbers:
+        left_out = [number for number in numbers if number not in borne]
+        raise ValueError(
+            f"Of the n_clusters to choose from, {left_out[0]} is too many: evidence needs four rows"
+            f" for each cluster and at most {most_clusters()} clusters, and there are {n_rows:,}"
+            " rows. Leave the larger numbers out, or give one number."
+        )
+    return borne or numbers[:1]
 
 
 def choose_number(

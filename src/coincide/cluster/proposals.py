@@ -6,21 +6,21 @@ two far clusters in one; K-means from its clusters then has the last word.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import AgglomerativeClustering, KMeans
-from sklearn.exceptions import ConvergenceWarning
 
 from coincide._threads import every_pool_for
 from coincide.cluster.evidence import NeighborEvidence
 from coincide.representations import Landmarks, Points, Scaling, fit_landmarks
 from coincide.representations.landmarks import Floats, unit_rows
 
-_RESOLUTIONS = (1000, 100)  # landmarks: fine shapes, and clusters that noise connects
+# Landmarks, for fine shapes and for clusters that noise connects. Settled on the panel of
+# benchmarks/panel.py.
+_RESOLUTIONS = (1000, 100)
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,10 @@ def merged_clusters(
     members = [tree == (number if number < count else 0) for number in range(n_clusters)]
     share = np.ones(len(points)) if weights is None else weights
     start = np.stack([np.average(points[own], axis=0, weights=share[own]) for own in members])
+    if count < n_clusters:
+        return start, tree.astype(np.int64)
     means = KMeans(n_clusters, init=start, n_init=1)
-    with warnings.catch_warnings(), every_pool_for(points.size * n_clusters):
-        # Fewer distinct points than clusters: the evidence shows it.
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with every_pool_for(points.size * n_clusters):
         means.fit(points, sample_weight=weights)
     return means.cluster_centers_, means.labels_.astype(np.int64)
 

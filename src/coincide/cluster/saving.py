@@ -55,6 +55,8 @@ def load_estimator(cls: Any, folder: Path, network: nn.Module | None) -> Any:
         for name in set(fitted).intersection(_SAVED):
             kind = _ARRAYS.get(name)
             setattr(model, name, fitted[name] if kind is None else np.array(fitted[name], kind))
+        if "representation" not in description:
+            raise ModelError("it was saved by an earlier version: fit it again.")
         told = description["representation"]
         prefix = told["kind"] + "."
         own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

@@ -196,7 +196,7 @@ def loss_curve(curves: Sequence[tuple[Sequence[float], Sequence[float]]], kept: 
 
 @_own_style()
 def restarts(
-    names: Sequence[str], values: Sequence[float], kept: int, told: str, quantity: str = "objective"
+    names: Sequence[str], values: Sequence[float], kept: int, quantity: str, told: str
 ) -> Markup:
     """Draw a quantity of each restart as a dot on its own line, the kept one filled."""
     n = len(values)
@@ -217,8 +217,7 @@ def restarts(
     return _svg(
         figure,
         "restarts",
-        f"{quantity.capitalize()}s of {counted(n, 'restart')}, from {min(values):.6g} to"
-        f" {max(values):.6g}; {told}.".replace("Evidences", "Evidence"),
+        told.format(f"{counted(n, 'restart')}, from {min(values):.6g} to {max(values):.6g}"),
     )
 
 

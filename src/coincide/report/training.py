@@ -62,8 +62,9 @@ def training_plates(metrics: dict[str, Any], n_clusters: int) -> list[Plate]:
         if failed := len(restarts) - len(finished):
             caption += f" {counted(failed, 'restart')} ended without an objective."
         names = [name for name, _ in finished]
-        told = "the lowest was kept"
-        plates.append(Plate("Restarts", figures.restarts(names, objectives, kept, told), caption))
+        told = "Objectives of {}; the lowest was kept."
+        drawn = figures.restarts(names, objectives, kept, "objective", told)
+        plates.append(Plate("Restarts", drawn, caption))
     return plates
 
 
@@ -79,8 +80,8 @@ def _evidence_plates(restarts: list[dict[str, Any]]) -> list[Plate]:
         " clusters, after each training; the filled one was kept. Plain rows (scaled) are, if they"
         " come within a twentieth of the best."
     )
-    words = "the filled one was kept"
-    drawn = figures.restarts(names, told, kept[0], words, quantity="evidence")
+    words = "Evidence of {}; the filled one was kept."
+    drawn = figures.restarts(names, told, kept[0], "evidence", words)
     return [Plate("Trainings", drawn, caption)]
 
 

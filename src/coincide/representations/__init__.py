@@ -4,7 +4,12 @@ A representation is fitted on rows, maps new ones batch by batch, and is saved a
 ``scaled`` columns or rows of unit length, or affinities to ``landmarks``.
 """
 
-from coincide.representations.landmarks import Landmarks, can_have_landmarks, fit_landmarks
+from coincide.representations.landmarks import (
+    Landmarks,
+    can_have_landmarks,
+    fit_landmarks,
+    most_clusters,
+)
 from coincide.representations.neighbors import nearest_rows
 from coincide.representations.rows import (
     Features,
@@ -39,6 +44,7 @@ __all__ = [
     "can_have_landmarks",
     "fit_landmarks",
     "fit_scaling",
+    "most_clusters",
     "nearest_rows",
     "read_rows",
     "row_blocks",

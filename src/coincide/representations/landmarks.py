@@ -29,7 +29,7 @@ from coincide._threads import every_pool_for
 from coincide.representations.rows import Points
 from coincide.representations.scaling import Scaling
 
-_NEAREST = 5  # landmarks that a row has an affinity to
+_NEAREST = 5  # landmarks that a row has an affinity to; of 4 to 10 the best on the panel
 _PER_CLUSTER = 4  # landmarks that a cluster needs at the least
 _MOST = 1000
 _ROWS_PER_LANDMARK = 10  # that K-means places them by
@@ -111,7 +111,12 @@ def unit_rows(spectral: Floats) -> Points:
 
 def can_have_landmarks(n_rows: int, n_clusters: int) -> bool:
     """Whether each of so many clusters can have landmarks of its own."""
-    return _PER_CLUSTER * n_clusters <= min(_MOST, n_rows)
+    return n_clusters <= most_clusters() and _PER_CLUSTER * n_clusters <= n_rows
+
+
+def most_clusters() -> int:
+    """Return how many clusters landmarks can show, whatever the rows."""
+    return _MOST // _PER_CLUSTER
 
 
 def fit_landmarks(
@@ -196,8 +201,9 @@ def _affinities(index: NearestNeighbors, widths: Floats, points: Points) -> csr_
         distances, nearest = index.kneighbors(points)
     distances = distances.astype(np.float64)
     scale = distances[:, -2:-1] * widths[nearest]
-    # On top of a landmark all distances and scales may be 0.
-    relative = np.divide(distances**2, scale, out=np.zeros_like(distances), where=scale > 0)
+    # A row on top of a landmark, with a scale of 0, is as far from all others as can be.
+    farthest = np.where(distances > 0, np.inf, 0.0)
+    relative = np.divide(distances**2, scale, out=farthest, where=scale > 0)
     # The nearest landmark counts as 1: far from all of them nothing underflows.
     affinity = np.exp(relative.min(1, keepdims=True) - relative)
     affinity /= affinity.sum(1, keepdims=True)
